@@ -1,0 +1,36 @@
+package dc
+
+import "time"
+
+// Limits. Each has a line in docs/limits.md and a clear error when it is reached.
+const (
+	KiB = 1 << 10
+	MiB = 1 << 20
+	GiB = 1 << 30
+
+	MaxNameBytes  = 255     // one path element (POSIX NAME_MAX)
+	MaxPathBytes  = 4096    // a path (POSIX PATH_MAX)
+	MaxValueBytes = 1 * MiB // a kv row, and a topic message
+	MaxKeyBytes   = 4 * KiB // a kv key
+	MaxLockBytes  = 64 * KiB
+	MaxSpecBytes  = 256 * KiB
+	MaxCtlBytes   = 64 * KiB // one write of a control file
+
+	InlineFileBytes = 8 * KiB // files up to this size live in their inode
+	MaxBlockBytes   = 4 * MiB // an immutable file block
+
+	MaxCommandBytes  = 2 * MiB   // one replicated command
+	MaxBatchBytes    = 256 * KiB // commands gathered into one raft entry (a larger single command stands alone)
+	MaxBatchCommands = 1024
+
+	MaxInFlightPerClient = 4096 // mutations a client may have unanswered
+	MaxScanPage          = 1024 // entries a paged answer may hold
+	MaxRecentErrors      = 256  // kept at /dc/.dc/errors
+
+	// OpTimeout bounds one operation of the mount: with no quorum it fails with EIO after this.
+	OpTimeout = 10 * time.Second
+	// DedupeWindow is how long a command may be retried under its request id, in log time.
+	DedupeWindow = 5 * time.Minute
+	// SessionTTL is how long a silent node keeps its locks and tasks.
+	SessionTTL = 10 * time.Second
+)
