@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	mrand "math/rand/v2"
 	"sync"
@@ -50,6 +51,7 @@ type Config struct {
 const (
 	firstBackoff = 10 * time.Millisecond
 	maxBackoff   = 250 * time.Millisecond
+	maxHops      = 3 // leader hints followed in a row
 )
 
 // Client routes requests. It is safe for concurrent use and has no goroutines of its own.
@@ -71,7 +73,7 @@ func New(cfg Config) *Client {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{cfg: cfg, window: newWindow(randomID()), leaders: map[dc.GroupID]dc.NodeID{}}
+	return &Client{cfg: cfg, window: newWindow(randomID(), dc.MaxInFlightPerClient), leaders: map[dc.GroupID]dc.NodeID{}}
 }
 
 func randomID() uint64 {
@@ -191,7 +193,8 @@ func (c *Client) onLeader(ctx context.Context, g dc.GroupID, h *dcpb.Header, cal
 	var last error
 	for {
 		for _, n := range c.Leader(g) {
-			for n != 0 {
+			// A node that does not lead may name the leader: follow it, but not in circles while an election is under way.
+			for hop := 0; n != 0 && hop < maxHops; hop++ {
 				attempt, cancel := context.WithTimeout(ctx, c.cfg.AttemptTimeout)
 				err := c.attempt(attempt, n, h, call)
 				cancel()
@@ -199,15 +202,16 @@ func (c *Client) onLeader(ctx context.Context, g dc.GroupID, h *dcpb.Header, cal
 					c.remember(g, n)
 					return nil
 				}
+				if !retriable(err) && ctx.Err() == nil {
+					c.remember(g, n)
+					return err
+				}
 				if ctx.Err() != nil {
 					return c.gaveUp(ctx, g, err, last)
 				}
-				if !retriable(err) {
-					return err
-				}
 				last = err
 				c.forget(g, n, err)
-				n = c.follow(n, err)
+				n = follow(n, err)
 			}
 		}
 		if err := sleep(ctx, backoff); err != nil {
@@ -217,8 +221,16 @@ func (c *Client) onLeader(ctx context.Context, g dc.GroupID, h *dcpb.Header, cal
 	}
 }
 
+// leaderHint gives the leader that a NotLeader error names, or zero.
+func leaderHint(err error) dc.NodeID {
+	if e, ok := errors.AsType[*dc.Error](err); ok && e.Kind == dc.NotLeader {
+		return e.Leader
+	}
+	return 0
+}
+
 // follow gives the node that err names as leader, or zero to go on down the list.
-func (c *Client) follow(asked dc.NodeID, err error) dc.NodeID {
+func follow(asked dc.NodeID, err error) dc.NodeID {
 	if hint := leaderHint(err); hint != asked {
 		return hint
 	}
