@@ -23,9 +23,23 @@ const (
 	MaxBatchBytes    = 256 * KiB // commands gathered into one raft entry (a larger single command stands alone)
 	MaxBatchCommands = 1024
 
+	MaxLockFiles      = 1_000_000 // files and directories of /dc/lock
+	MaxLockHolders    = 4096      // shared holders of one lock
+	MaxLockWaiters    = 1024      // waiters for one lock
+	MaxLockTxnOps     = 128       // conditions, or operations, of one transaction
+	MaxLockTxnBytes   = 256 * KiB // values written by one transaction or moved by one rename
+	MaxLockMove       = 128       // files that the rename of a directory moves
+	MaxLockHistory    = 100_000   // revisions kept for watchers; older ones are compacted
+	MaxLockHistoryB   = 256 * MiB // and their bytes
+	MaxLockWatchers   = 4096      // watches open on one node
+	MaxLockDelay      = 60 * time.Second
+	LockDelay         = time.Second // the default: how long a lock lost with its session stays free
+	LockSessionMargin = time.Second // a node stops trusting its session this long before the leader may end it
+
 	MaxInFlightPerClient = 4096 // mutations a client may have unanswered
 	MaxScanPage          = 1024 // entries a paged answer may hold
 	MaxRecentErrors      = 256  // kept at /dc/.dc/errors
+	MaxBlockedReads      = 4096 // reads of streams and waits for locks that block in one mount; one more answers EAGAIN
 
 	// OpTimeout bounds one operation of the mount: with no quorum it fails with EIO after this.
 	OpTimeout = 10 * time.Second
