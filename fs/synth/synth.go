@@ -123,10 +123,24 @@ type (
 	}
 )
 
-// OpenFlags a Handle may ask for by implementing Opener. Default is direct I/O and seekable, which keeps reads fresh and sizes
+// A Streamer is a Handle that may ask for a stream instead of a file. Default is direct I/O and seekable, which keeps reads fresh and sizes
 // honest; Stream means direct I/O, not seekable, offsets meaningless (clone files, tails).
 type Streamer interface {
 	Stream() bool
+}
+
+// A Settler is a handle whose closing commits something after close(2) has returned (RELEASE is asynchronous). Settling gives a
+// channel that is closed once that is done, or nil if nothing is on its way. The next look-up or listing in the same room waits for it, up to
+// [SettleWait] after the flush, so that `cp spec new; ls` sees the result.
+type Settler interface {
+	Settling() <-chan struct{}
+}
+
+// A Parallel node gets a kernel inode of its own from every look-up (with one inode number). The kernel holds an inode's lock
+// across a write, so that many processes of one machine writing to one file wait for each other; to a Parallel file they
+// do not. For files that are appended to by many, such as a topic's log.
+type Parallel interface {
+	Parallel() bool
 }
 
 // Ensure the vocabulary is used the same everywhere.
