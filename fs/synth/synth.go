@@ -46,6 +46,7 @@ type DirEntry struct {
 	Name  string
 	IsDir bool
 	Key   string // the child's Node.Key
+	Ino   uint64 // the inode number if it does not follow from Key
 }
 
 // A File is a regular file that can be opened. flags are open(2)'s; O_TRUNC has no effect here but is passed on to the handle:
