@@ -162,7 +162,8 @@ type Commit struct {
 	// Inline, if not nil, is data of at most dc.InlineFileBytes for [InlineOff, ...) instead of pieces.
 	InlineOff int64
 	Inline    []byte
-	// Fold, if not zero, is the version whose inline run the first piece begins with: FoldLen bytes of it were copied into the block so that the run
+	// Fold, if not zero, is the version at which the file had an inline run that the first piece begins with: the FoldLen bytes of that range, as a
+	// reader saw them, were copied into the block so that the run
 	// can go. If the file is at another version by now, only the rest of the piece is taken.
 	Fold    uint64
 	FoldLen int64
