@@ -1,6 +1,7 @@
 package file
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
@@ -94,15 +95,9 @@ func (b BlockID) Bytes() []byte { return b.Append(make([]byte, 0, BlockIDBytes))
 // IsZero tells the name of no block.
 func (b BlockID) IsZero() bool { return b == BlockID{} }
 
-// Less orders blocks as their binary forms sort.
-func (b BlockID) Less(c BlockID) bool {
-	if b.Node != c.Node {
-		return b.Node < c.Node
-	}
-	if b.Boot != c.Boot {
-		return b.Boot < c.Boot
-	}
-	return b.Seq < c.Seq
+// Compare orders blocks as their binary forms sort.
+func (b BlockID) Compare(c BlockID) int {
+	return cmp.Or(cmp.Compare(b.Node, c.Node), cmp.Compare(b.Boot, c.Boot), cmp.Compare(b.Seq, c.Seq))
 }
 
 // String gives the hexadecimal form used in logs.
