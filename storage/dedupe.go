@@ -32,13 +32,13 @@ type answers struct {
 // A caller is what is known of one client.
 type caller struct {
 	done  uint64
-	given map[uint64]*answer
-	last  *page // the newest page with an answer to this client
+	given map[uint64]*answer // never empty: the command with the greatest done is itself not below it
 }
 
 // An answer is what one command was answered.
 type answer struct {
 	result Result
+	done   uint64 // that the command carried
 	page   *page
 }
 
@@ -64,18 +64,30 @@ func (a *answers) begin(over *overlay, index dc.Index, clock int64) {
 			break
 		}
 		for _, s := range p.slots {
-			if c := a.callers[s.client]; c != nil {
-				if given := c.given[s.seq]; given != nil && given.page == p {
-					delete(c.given, s.seq)
-				}
-				if c.last == p {
-					delete(a.callers, s.client)
-				}
-			}
+			a.expire(p, s)
 		}
 		a.discard(over, p)
 	}
 	a.page = &page{index: index, clock: clock}
+}
+
+// expire drops one answer of a page that has become too old. The watermark falls to the greatest that came with a kept
+// answer, as it would be after a restart.
+func (a *answers) expire(p *page, s slot) {
+	c := a.callers[s.client]
+	if c == nil || c.given[s.seq] == nil || c.given[s.seq].page != p {
+		return
+	}
+	if delete(c.given, s.seq); len(c.given) == 0 {
+		delete(a.callers, s.client)
+		return
+	}
+	if c.done == s.done {
+		c.done = 0
+		for _, kept := range c.given {
+			c.done = max(c.done, kept.done)
+		}
+	}
 }
 
 func (a *answers) discard(over *overlay, p *page) {
@@ -128,8 +140,7 @@ func (a *answers) keep(over *overlay, p *page, s slot, r Result) {
 		c = &caller{given: map[uint64]*answer{}}
 		a.callers[s.client] = c
 	}
-	c.given[s.seq] = &answer{result: r, page: p}
-	c.last = p
+	c.given[s.seq] = &answer{result: r, done: s.done, page: p}
 	p.slots = append(p.slots, s)
 	p.live++
 	if s.done > c.done {

@@ -1,0 +1,399 @@
+package storage
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+
+	"missingos/srv/dc"
+)
+
+// A generation is one Badger directory of a shard. A snapshot that is restored becomes the next generation; the old one is
+// closed and removed when its last reader lets go.
+//
+// Large values: Badger keeps a value in its tables only up to 1 MiB and 15% of the memtable, and its value log has lost
+// data (see the design note), so values over chunkBytes are cut into chunk rows "!v" key number, and the row
+// itself, marked by largeValue, holds their count. Chunks and row have one version and are visible together.
+type generation struct {
+	db      *badger.DB
+	path    string
+	durable Mark
+
+	large map[string]int // keys whose value is in chunks, and how many; used on the apply path only
+
+	open *sync.WaitGroup // of the shard: one for each generation whose files are open
+
+	// The rest is guarded by the shard's mu.
+	refs     int // readers, plus one while it is current
+	pins     map[dc.Index]int
+	remove   bool  // the directory is to go too
+	closeErr error // set before open is Done
+}
+
+const (
+	chunkBytes  = 256 * dc.KiB
+	largeValue  = 1 // Badger's user meta byte of a row whose value is in chunks
+	chunkPrefix = "!v"
+	appliedKey  = "!applied"
+)
+
+func badgerOptions(path string, cfg *Config) badger.Options {
+	return badger.DefaultOptions(path).
+		WithLogger(badgerLog{cfg.Log}).
+		WithMemTableSize(cfg.MemTableBytes).
+		WithNumMemtables(2).
+		WithNumCompactors(2).
+		WithNumGoroutines(1).
+		WithBlockCacheSize(0).WithCompression(options.None).
+		WithIndexCacheSize(0).
+		WithValueLogFileSize(1 << 20).
+		WithValueThreshold(chunkBytes + 1*dc.KiB). // values never reach it: the value log stays empty
+		WithDetectConflicts(false).
+		WithMetricsEnabled(false).
+		WithCompactL0OnClose(false)
+}
+
+// openGeneration opens the Badger directory at path and decides how far its state can be trusted.
+func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation, error) {
+	mark, boot, err := readCheckpoint(path)
+	if err != nil {
+		return nil, err
+	}
+	rebooted := boot != cfg.BootID
+	if rebooted {
+		if err := removeEmptyLogs(path); err != nil {
+			return nil, err
+		}
+	}
+	db, err := badger.OpenManaged(badgerOptions(path, cfg))
+	if err != nil {
+		return nil, &Fault{err}
+	}
+	g := &generation{db: db, path: path, durable: mark, refs: 1, pins: map[dc.Index]int{}, open: open}
+	if rebooted || mark.Index == 0 {
+		// What was written after the checkpoint may have holes. It stays invisible: the applied marks of this boot begin at
+		// the checkpoint, and those of the last boot are told by their boot id.
+		if err := errors.Join(syncAll(path), writeCheckpoint(path, mark, cfg.BootID)); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
+	db.SetDiscardTs(uint64(mark.Index))
+	open.Add(1)
+	return g, nil
+}
+
+// load reads what a ledger needs to go on from this generation's state.
+func (g *generation) load(m Machine) (l *ledger, err error) {
+	defer func() {
+		if f, ok := recover().(*Fault); ok {
+			err = f
+		}
+	}()
+	_, boot, err := readCheckpoint(g.path)
+	if err != nil {
+		return nil, err
+	}
+	l = newLedger(m)
+	l.applied, l.term = g.durable.Index, g.durable.Term
+	if err := g.lastApplied(boot, l); err != nil {
+		return nil, err
+	}
+	r := g.reader(l.applied)
+	defer r.close()
+	if err := l.answers.load(r); err != nil {
+		return nil, dc.Errorf(dc.Corrupt, "", g.path, "%w", err)
+	}
+	g.large = map[string]int{}
+	for key := range r.Scan(Span{Start: []byte(chunkPrefix), End: []byte("!w"), KeysOnly: true}) {
+		g.large[string(key[len(chunkPrefix):len(key)-4])]++
+	}
+	return l, nil
+}
+
+// lastApplied finds the newest applied mark written in this boot, or else the one of the checkpoint, for its clock.
+func (g *generation) lastApplied(boot string, l *ledger) error {
+	txn := g.db.NewTransactionAt(math.MaxUint64, false)
+	defer txn.Discard()
+	it := txn.NewIterator(badger.IteratorOptions{Prefix: []byte(appliedKey), AllVersions: true})
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		value, err := it.Item().ValueCopy(nil)
+		if err != nil {
+			return &Fault{err}
+		}
+		d := decoder{b: value}
+		index, term, clock, by := dc.Index(d.uvarint()), dc.Term(d.uvarint()), d.varint(), string(d.bytes())
+		if d.bad {
+			return dc.Errorf(dc.Corrupt, "", g.path, "the applied mark at version %d does not decode", it.Item().Version())
+		}
+		if by == boot && index >= l.applied || index == l.applied {
+			l.applied, l.term, l.clock = index, term, clock
+			return nil
+		}
+		if index < l.applied {
+			break
+		}
+	}
+	if l.applied > 0 {
+		return dc.Errorf(dc.Corrupt, "", g.path, "the state of checkpoint %d is not there: the disk lost synced writes", l.applied)
+	}
+	return nil
+}
+
+func encodeApplied(m Mark, clock int64, boot string) []byte {
+	b := binary.AppendUvarint(nil, uint64(m.Index))
+	b = binary.AppendUvarint(b, uint64(m.Term))
+	b = binary.AppendVarint(b, clock)
+	return appendBytes(b, boot)
+}
+
+// unrefLocked drops a reference; the last one closes the files, in the background because that takes a flush.
+func (g *generation) unrefLocked() {
+	if g.refs--; g.refs > 0 {
+		return
+	}
+	go func() {
+		g.closeErr = g.db.Close()
+		if g.remove {
+			g.closeErr = errors.Join(g.closeErr, os.RemoveAll(g.path))
+		}
+		g.open.Done()
+	}()
+}
+
+// write commits the rows of over at one version, in as many Badger transactions as it takes; the applied mark comes with
+// the last one. Until the shard moves its applied index nothing of it is seen.
+func (g *generation) write(over *overlay, m Mark, clock int64, boot string) error {
+	w := writer{db: g.db, version: uint64(m.Index)}
+	over.rows.each(Span{}, func(r row) bool {
+		g.writeRow(&w, r)
+		return w.err == nil
+	})
+	w.set([]byte(appliedKey), encodeApplied(m, clock, boot), 0)
+	w.commit()
+	return w.err
+}
+
+func (g *generation) writeRow(w *writer, r row) {
+	had := g.large[string(r.key)]
+	chunks := 0
+	switch {
+	case r.dropped:
+		w.remove(r.key)
+	case len(r.value) <= chunkBytes:
+		w.set(r.key, r.value, 0)
+	default:
+		for rest := r.value; len(rest) > 0; chunks++ {
+			n := min(len(rest), chunkBytes)
+			w.set(chunkKey(r.key, chunks), rest[:n], 0)
+			rest = rest[n:]
+		}
+		w.set(r.key, binary.BigEndian.AppendUint32(nil, uint32(chunks)), largeValue)
+	}
+	for i := chunks; i < had; i++ {
+		w.remove(chunkKey(r.key, i))
+	}
+	if chunks > 0 {
+		g.large[string(r.key)] = chunks
+	} else if had > 0 {
+		delete(g.large, string(r.key))
+	}
+}
+
+func chunkKey(key []byte, number int) []byte {
+	b := make([]byte, 0, len(chunkPrefix)+len(key)+4)
+	b = append(append(b, chunkPrefix...), key...)
+	return binary.BigEndian.AppendUint32(b, uint32(number))
+}
+
+// A writer puts rows into Badger transactions of one version, a new one whenever the last is full.
+type writer struct {
+	db      *badger.DB
+	version uint64
+	txn     *badger.Txn
+	err     error
+}
+
+func (w *writer) set(key, value []byte, meta byte) {
+	w.do(func() error { return w.txn.SetEntry(&badger.Entry{Key: key, Value: value, UserMeta: meta}) })
+}
+
+func (w *writer) remove(key []byte) { w.do(func() error { return w.txn.Delete(key) }) }
+
+func (w *writer) do(op func() error) {
+	if w.err != nil {
+		return
+	}
+	if w.txn == nil {
+		w.txn = w.db.NewTransactionAt(w.version, true)
+	}
+	w.err = op()
+	if errors.Is(w.err, badger.ErrTxnTooBig) {
+		if w.commit(); w.err == nil {
+			w.txn = w.db.NewTransactionAt(w.version, true)
+			w.err = op()
+		}
+	}
+}
+
+// commit ends the transaction at hand.
+func (w *writer) commit() {
+	if w.txn == nil {
+		return
+	}
+	if w.err == nil || errors.Is(w.err, badger.ErrTxnTooBig) {
+		w.err = w.txn.CommitAt(w.version, nil)
+	}
+	w.txn.Discard()
+	w.txn = nil
+}
+
+// reader reads a generation at one version.
+type reader struct{ txn *badger.Txn }
+
+func (g *generation) reader(at dc.Index) reader {
+	return reader{g.db.NewTransactionAt(uint64(at), false)}
+}
+
+func (r reader) close() { r.txn.Discard() }
+
+func (r reader) Get(key []byte) ([]byte, bool) {
+	item, err := r.txn.Get(key)
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, false
+	}
+	if err != nil {
+		panic(&Fault{fmt.Errorf("read key %q: %w", key, err)})
+	}
+	value, err := item.ValueCopy(nil)
+	if err != nil {
+		panic(&Fault{fmt.Errorf("read value of key %q: %w", key, err)})
+	}
+	if item.UserMeta() == largeValue {
+		value = r.assemble(key, value)
+	}
+	return value, true
+}
+
+func (r reader) assemble(key, head []byte) []byte {
+	if len(head) != 4 {
+		panic(&Fault{fmt.Errorf("large value of key %q has a head of %d bytes", key, len(head))})
+	}
+	n := int(binary.BigEndian.Uint32(head))
+	value := make([]byte, 0, n*chunkBytes)
+	for i := range n {
+		item, err := r.txn.Get(chunkKey(key, i))
+		if err == nil {
+			err = item.Value(func(v []byte) error { value = append(value, v...); return nil })
+		}
+		if err != nil {
+			panic(&Fault{fmt.Errorf("read chunk %d of %d of key %q: %w", i, n, key, err)})
+		}
+	}
+	return value
+}
+
+func (r reader) Scan(s Span) iter.Seq2[[]byte, []byte] {
+	return func(yield func([]byte, []byte) bool) {
+		r.items(s, func(item *badger.Item) bool {
+			key := item.Key()
+			if s.KeysOnly {
+				return yield(key, nil)
+			}
+			more := false
+			err := item.Value(func(value []byte) error {
+				if item.UserMeta() == largeValue {
+					value = r.assemble(key, value)
+				}
+				more = yield(key, value)
+				return nil
+			})
+			if err != nil {
+				panic(&Fault{fmt.Errorf("read value of key %q: %w", key, err)})
+			}
+			return more
+		})
+	}
+}
+
+// items yields Badger's items of a span.
+func (r reader) items(s Span, yield func(*badger.Item) bool) {
+	it := r.txn.NewIterator(badger.IteratorOptions{Reverse: s.Reverse, Prefix: sharedPrefix(s)})
+	defer it.Close()
+	switch {
+	case !s.Reverse:
+		for it.Seek(s.Start); it.Valid(); it.Next() {
+			if item := it.Item(); s.End != nil && bytes.Compare(item.Key(), s.End) >= 0 || !yield(item) {
+				return
+			}
+		}
+		return
+	case s.End == nil:
+		it.Rewind()
+	default:
+		it.Seek(s.End)
+	}
+	for ; it.Valid(); it.Next() {
+		item := it.Item()
+		if s.End != nil && bytes.Compare(item.Key(), s.End) >= 0 {
+			continue
+		}
+		if bytes.Compare(item.Key(), s.Start) < 0 || !yield(item) {
+			return
+		}
+	}
+}
+
+// sharedPrefix is a prefix of all keys of the span, with which Badger leaves out tables that cannot matter. A reverse scan starts at
+// its End, which must have the prefix too.
+func sharedPrefix(s Span) []byte {
+	n := 0
+	for n < min(len(s.Start), len(s.End)) && s.Start[n] == s.End[n] {
+		n++
+	}
+	return s.Start[:n]
+}
+
+// removeEmptyLogs takes away logs that a power cut left without a byte: Badger refuses to open them, and there is nothing in
+// them.
+func removeEmptyLogs(path string) error {
+	logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
+	if err != nil {
+		return err
+	}
+	values, err := filepath.Glob(filepath.Join(path, "*.vlog"))
+	if err != nil {
+		return err
+	}
+	for _, name := range append(logs, values...) {
+		if fi, err := os.Stat(name); err == nil && fi.Size() == 0 {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// badgerLog passes Badger's warnings on.
+type badgerLog struct{ log *slog.Logger }
+
+func (l badgerLog) Errorf(f string, args ...any) {
+	l.log.Error("badger", "err", fmt.Sprintf(f, args...))
+}
+
+func (l badgerLog) Warningf(f string, args ...any) {
+	l.log.Warn("badger", "text", fmt.Sprintf(f, args...))
+}
+func (l badgerLog) Infof(string, ...any)  {}
+func (l badgerLog) Debugf(string, ...any) {}
