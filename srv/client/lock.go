@@ -37,9 +37,12 @@ type Lock struct {
 }
 
 // NewLock makes the front. It sends nothing yet.
-func NewLock(c *Client) *Lock {
+func NewLock(c *Client) *Lock { return NewLockAt(c, bootTime) }
+
+// NewLockAt is NewLock with a clock of the caller's, which must not go back; for tests.
+func NewLockAt(c *Client, now func() time.Duration) *Lock {
 	base, stop := context.WithCancel(context.Background())
-	l := &Lock{c: c, now: bootTime, base: base, stop: stop, opening: make(chan struct{}, 1)}
+	l := &Lock{c: c, now: now, base: base, stop: stop, opening: make(chan struct{}, 1)}
 	l.opening <- struct{}{}
 	return l
 }

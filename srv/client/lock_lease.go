@@ -60,10 +60,18 @@ func (l *Lock) lease(s *lockSession, path string, keep bool) *LockLease {
 // the lock is granted or ctx ends; a change of leader loses no place in the queue, a loss of this node's session does, and it queues again.
 // A leader that does not answer in dc.OpTimeout is dc.Unavailable. Whatever the caller does meanwhile, an attempt given up is undone.
 func (l *Lock) Acquire(ctx context.Context, path string, exclusive, wait bool) (*LockLease, error) {
+	patience := time.Now().Add(dc.OpTimeout)
 	for try := 1; ; try++ {
-		x, err := l.tryLease(ctx, path, false, func(x *LockLease) error { return x.acquire(ctx, exclusive, wait) })
+		queued := false
+		x, err := l.tryLease(ctx, patience, path, false, func(x *LockLease) (err error) {
+			queued, err = x.acquire(ctx, patience, exclusive, wait)
+			return err
+		})
 		if err == nil || !l.again(ctx, err, try, wait) {
 			return x, err
+		}
+		if queued { // the service was there
+			patience = time.Now().Add(dc.OpTimeout)
 		}
 	}
 }
@@ -77,10 +85,11 @@ func (l *Lock) again(ctx context.Context, err error, try int, wait bool) bool {
 // Keep opens a file of an ephemeral directory, making it if there is none: it lives until the last lease on it is released or
 // its session ends.
 func (l *Lock) Keep(ctx context.Context, path string, exclusive bool, mode uint32) (LockFile, *LockLease, error) {
+	patience := time.Now().Add(dc.OpTimeout)
 	for try := 1; ; try++ {
 		var f LockFile
-		x, err := l.tryLease(ctx, path, true, func(x *LockLease) error {
-			return x.settle(ctx, func(ctx context.Context) (err error) {
+		x, err := l.tryLease(ctx, patience, path, true, func(x *LockLease) error {
+			return x.settle(ctx, patience, func(ctx context.Context) (err error) {
 				f, err = l.create(ctx, &dcpb.LockCreateRequest{Path: path, Exclusive: exclusive, Mode: mode, Session: x.session.id, Owner: x.owner})
 				return err
 			})
@@ -95,8 +104,8 @@ func (l *Lock) Keep(ctx context.Context, path string, exclusive bool, mode uint3
 }
 
 // tryLease runs take for a new lease under a living session.
-func (l *Lock) tryLease(ctx context.Context, path string, keep bool, take func(*LockLease) error) (*LockLease, error) {
-	open, cancel := withDefaultDeadline(ctx)
+func (l *Lock) tryLease(ctx context.Context, patience time.Time, path string, keep bool, take func(*LockLease) error) (*LockLease, error) {
+	open, cancel := context.WithDeadline(ctx, patience)
 	defer cancel()
 	s, err := l.use(open)
 	if err != nil {
@@ -109,9 +118,9 @@ func (l *Lock) tryLease(ctx context.Context, path string, keep bool, take func(*
 	return x, nil
 }
 
-// settle runs one mutation until its outcome is known or the session is over. A caller that gives up before (its ctx ends, or dc.OpTimeout
-// passes) gets an error at once, and the lease is released as soon as the outcome is known. An error ends the lease.
-func (x *LockLease) settle(ctx context.Context, run func(context.Context) error) error {
+// settle runs one mutation until its outcome is known or the session is over. A caller that gives up before (its ctx ends, or its
+// patience) gets an error at once, and the lease is released as soon as the outcome is known. An error ends the lease.
+func (x *LockLease) settle(ctx context.Context, until time.Time, run func(context.Context) error) error {
 	done := make(chan error) // unbuffered: whoever is served first decides
 	left := make(chan struct{})
 	background := x.lock.spawn(func() {
@@ -135,7 +144,7 @@ func (x *LockLease) settle(ctx context.Context, run func(context.Context) error)
 		x.drop()
 		return x.Err()
 	}
-	patience := time.NewTimer(dc.OpTimeout)
+	patience := time.NewTimer(max(0, time.Until(until)))
 	defer patience.Stop()
 	select {
 	case err := <-done:
@@ -163,9 +172,10 @@ func (x *LockLease) drop() {
 	})
 }
 
-func (x *LockLease) acquire(ctx context.Context, exclusive, wait bool) error {
+// acquire takes the lock, or queues and waits; queued says that it had a place in the queue.
+func (x *LockLease) acquire(ctx context.Context, patience time.Time, exclusive, wait bool) (queued bool, err error) {
 	var fence dc.Revision
-	err := x.settle(ctx, func(ctx context.Context) error {
+	err = x.settle(ctx, patience, func(ctx context.Context) error {
 		r, err := lockCall(ctx, x.lock, true, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockAcquireReply, error) {
 			return c.Acquire(ctx, &dcpb.LockAcquireRequest{
 				Header: h, Path: x.path, Session: x.session.id, Owner: x.owner, Exclusive: exclusive, Wait: wait,
@@ -175,18 +185,18 @@ func (x *LockLease) acquire(ctx context.Context, exclusive, wait bool) error {
 		return err
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
-	if fence == 0 {
+	if queued = fence == 0; queued {
 		if fence, err = x.await(ctx); err != nil {
 			x.release(ctx) // leaves the queue, or gives up what was granted a moment ago
-			return err
+			return true, err
 		}
 	}
 	x.mu.Lock()
 	x.fence = fence
 	x.mu.Unlock()
-	return x.Err()
+	return queued, x.Err()
 }
 
 // await waits in the queue. Every round asks the leader of that moment; the queue is replicated, so nothing is lost with a leader.
@@ -227,7 +237,7 @@ func (x *LockLease) Convert(ctx context.Context, exclusive, wait bool) error {
 	}
 	// The attempt is a lease of its own under the same identity, so that giving it up gives up the whole.
 	y := &LockLease{lock: x.lock, session: x.session, path: x.path, owner: x.owner, released: make(chan struct{})}
-	err := y.acquire(ctx, exclusive, wait)
+	_, err := y.acquire(ctx, time.Now().Add(dc.OpTimeout), exclusive, wait)
 	switch {
 	case err == nil:
 		x.mu.Lock()
