@@ -11,6 +11,10 @@
 // The kernel checks permission bits (default_permissions) with the groups of the caller, which FUSE does not tell a server; who may do what
 // beyond that is decided in srv. Nothing is cached by the kernel: what one node has committed, all see at their next call.
 //
+// A process that serves a mount must not start another with its working directory or its program inside that mount: between
+// fork and exec the child shares its memory and stops it from collecting garbage, while it waits for the answer that the
+// same process owes it. Task drivers start a helper outside, which goes there by itself.
+//
 // Lock order: none of its own. What it does not do: it never touches its own mount (a daemon that waits for itself hangs), but for
 // go-fuse's one poll at the start, and it executes nothing but fusermount3, which ordinary users need to mount and unmount.
 package fs
