@@ -772,8 +772,9 @@ func (x *MetaMember) GetVoter() bool {
 type MetaHeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MapVersion    uint64                 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
-	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"` // the node is no longer of this cluster
-	Moves         []*MetaMove            `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`      // leaderships that the node should hand over
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`  // the node is no longer of this cluster
+	Moves         []*MetaMove            `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`       // leaderships that the node should hand over
+	Drop          []uint64               `protobuf:"varint,4,rep,packed,name=drop,proto3" json:"drop,omitempty"` // groups that work without the replica that the node has: it may be destroyed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -825,6 +826,13 @@ func (x *MetaHeartbeatReply) GetRemoved() bool {
 func (x *MetaHeartbeatReply) GetMoves() []*MetaMove {
 	if x != nil {
 		return x.Moves
+	}
+	return nil
+}
+
+func (x *MetaHeartbeatReply) GetDrop() []uint64 {
+	if x != nil {
+		return x.Drop
 	}
 	return nil
 }
@@ -2206,12 +2214,13 @@ const file_meta_service_proto_rawDesc = "" +
 	"\n" +
 	"MetaMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05voter\x18\x02 \x01(\bR\x05voter\"v\n" +
+	"\x05voter\x18\x02 \x01(\bR\x05voter\"\x8a\x01\n" +
 	"\x12MetaHeartbeatReply\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\bR\aremoved\x12%\n" +
-	"\x05moves\x18\x03 \x03(\v2\x0f.dc.v1.MetaMoveR\x05moves\"0\n" +
+	"\x05moves\x18\x03 \x03(\v2\x0f.dc.v1.MetaMoveR\x05moves\x12\x12\n" +
+	"\x04drop\x18\x04 \x03(\x04R\x04drop\"0\n" +
 	"\bMetaMove\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x04R\x02to\"9\n" +

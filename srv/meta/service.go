@@ -22,6 +22,8 @@ import (
 type Config struct {
 	// Local gives this node's replica of the meta group, whether it leads or not; false if it has none. Watch reads it.
 	Local func() (replica.Replica, bool)
+	// Known gives the map as this node knows it without a replica, for nodes that have lost touch. Optional.
+	Known func() *dcpb.MetaMap
 	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere. Default 5 minutes.
 	DeadAfter time.Duration
 	Log       *slog.Logger // default: discard

@@ -36,6 +36,7 @@ type term struct {
 	moved      time.Time
 	mapVersion uint64
 	removed    map[dc.NodeID]bool
+	groups     map[dc.GroupID]viewGroup
 }
 
 // A beat is the last heartbeat of a node.
@@ -56,7 +57,7 @@ func (t *term) wake() {
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	t := &term{
 		replica: r, started: time.Now(), woken: make(chan struct{}, 1),
-		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, removed: map[dc.NodeID]bool{},
+		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, removed: map[dc.NodeID]bool{}, groups: map[dc.GroupID]viewGroup{},
 	}
 	s.mu.Lock()
 	s.term = t
@@ -154,6 +155,7 @@ func (s *Service) look(t *term) (*view, error) {
 			vg.desired = append(vg.desired, dc.NodeID(n))
 		}
 		vg.leader, vg.settled = t.settledLocked(vg)
+		t.groups[vg.id] = vg
 		v.groups = append(v.groups, vg)
 	}
 	return v, nil
@@ -235,10 +237,29 @@ func (s *Service) Heartbeat(_ context.Context, req *dcpb.MetaHeartbeatRequest) (
 	t.beats[p.Node] = &beat{at: time.Now(), clock: t.replica.Clock(), req: req}
 	reply := &dcpb.MetaHeartbeatReply{MapVersion: t.mapVersion, Removed: t.removed[p.Node], Moves: t.moves[p.Node]}
 	delete(t.moves, p.Node)
+	for _, r := range req.Replicas {
+		if g := dc.GroupID(r.Group); t.superfluousLocked(g, p.Node) {
+			reply.Drop = append(reply.Drop, r.Group)
+		}
+	}
 	if first {
 		t.wake()
 	}
 	return reply, nil
+}
+
+// superfluousLocked tells whether node n's replica of g is neither desired nor a member any more: the group's leader says so itself. What one
+// replica holds may then be destroyed, for every acknowledged command is on a majority of others.
+func (t *term) superfluousLocked(g dc.GroupID, n dc.NodeID) bool {
+	want, ok := t.groups[g]
+	if !ok || slices.Contains(want.desired, n) {
+		return false
+	}
+	leader, r := t.leaderLocked(g)
+	if leader == 0 || leader == n {
+		return false
+	}
+	return !slices.ContainsFunc(r.Members, func(m *dcpb.MetaMember) bool { return dc.NodeID(m.Node) == n })
 }
 
 // Status describes the cluster by desire and heartbeats.

@@ -24,8 +24,7 @@ type hub struct {
 }
 
 type watcher struct {
-	changes chan *dcpb.MetaMap
-	lagged  bool // guarded by hub.mu; changes is then closed
+	changes chan *dcpb.MetaMap // closed when the watcher must start over
 }
 
 func newHub() *hub { return &hub{watchers: map[*watcher]struct{}{}} }
@@ -37,6 +36,9 @@ func (h *hub) publish(events []any) {
 			m = &dcpb.MetaMap{}
 		}
 		switch rec := ev.(type) {
+		case storage.Restored:
+			h.restart()
+			return
 		case *command.MetaNode:
 			m.Nodes = append(m.Nodes, mapNode(rec))
 			m.Version = max(m.Version, rec.Record)
@@ -54,11 +56,23 @@ func (h *hub) publish(events []any) {
 		select {
 		case w.changes <- m:
 		default:
-			w.lagged = true
-			close(w.changes)
-			delete(h.watchers, w)
+			h.dropLocked(w)
 		}
 	}
+}
+
+// restart makes every watcher start over: the whole state has been replaced.
+func (h *hub) restart() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for w := range h.watchers {
+		h.dropLocked(w)
+	}
+}
+
+func (h *hub) dropLocked(w *watcher) {
+	close(w.changes)
+	delete(h.watchers, w)
 }
 
 func (h *hub) join() *watcher {
@@ -76,6 +90,7 @@ func (h *hub) leave(w *watcher) {
 }
 
 // Watch sends the whole map and then its changes. It may be served by a replica that is behind; versions never go back in one stream.
+// A node without a replica says what it knows, and that it is the wrong one to ask.
 func (s *Service) Watch(req *dcpb.MetaWatchRequest, out grpc.ServerStreamingServer[dcpb.MetaWatchReply]) error {
 	if rpc.Principal(req.Header).UID != 0 {
 		return dc.Errorf(dc.Denied, "watch map", "", "this is for daemons")
@@ -83,6 +98,11 @@ func (s *Service) Watch(req *dcpb.MetaWatchRequest, out grpc.ServerStreamingServ
 	for {
 		r, ok := s.cfg.Local()
 		if !ok {
+			if s.cfg.Known != nil {
+				if err := out.Send(&dcpb.MetaWatchReply{Reset_: true, Map: s.cfg.Known()}); err != nil {
+					return err
+				}
+			}
 			return dc.Errorf(dc.NotLeader, "watch map", "", "this node holds no replica of the meta group")
 		}
 		w := s.hub.join() // before the read: a change is in the map, or comes after it, or both
