@@ -70,10 +70,8 @@ func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation
 		return nil, err
 	}
 	rebooted := boot != cfg.BootID
-	if rebooted {
-		if err := removeEmptyLogs(path); err != nil {
-			return nil, err
-		}
+	if err := removeEmptyLogs(path); err != nil {
+		return nil, err
 	}
 	db, err := badger.OpenManaged(badgerOptions(path, cfg))
 	if err != nil {
@@ -364,8 +362,8 @@ func sharedPrefix(s Span) []byte {
 	return s.Start[:n]
 }
 
-// removeEmptyLogs takes away logs that a power cut left without a byte: Badger refuses to open them, and there is nothing in
-// them.
+// removeEmptyLogs takes away logs without a byte, which Badger refuses to open: a power cut leaves them, and so does a kill between
+// the creation of a file and the setting of its length.
 func removeEmptyLogs(path string) error {
 	logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
 	if err != nil {

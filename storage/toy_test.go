@@ -113,35 +113,66 @@ func value(t testing.TB, s *Shard, key string) string {
 	return string(v)
 }
 
-// clone copies a shard's directory as a process that is killed leaves it: everything written is there.
+// clone copies a shard's directory as a process that is killed leaves it: everything written is there. The shard may be
+// compacting, so the copy is taken again until no file came or went meanwhile.
 func clone(t testing.TB, dir string) string {
 	t.Helper()
-	to := t.TempDir()
-	copyTree(t, dir, to)
-	return to
+	for range 100 {
+		to := t.TempDir()
+		before := listing(t, dir)
+		copyTree(t, dir, to)
+		if listing(t, dir) == before {
+			return to
+		}
+	}
+	t.Fatal("the directory never stands still")
+	return ""
+}
+
+// listing is the names of the files and the content of the manifests.
+func listing(t testing.TB, dir string) string {
+	t.Helper()
+	var b strings.Builder
+	walk(t, dir, func(rel string, _ os.FileInfo, content []byte) {
+		b.WriteString(rel + "\n")
+		if filepath.Base(rel) == "MANIFEST" {
+			b.Write(content)
+		}
+	})
+	return b.String()
 }
 
 func copyTree(t testing.TB, from, to string) {
 	t.Helper()
-	err := filepath.Walk(from, func(path string, fi os.FileInfo, err error) error {
+	walk(t, from, func(rel string, fi os.FileInfo, content []byte) {
+		name, err := filepath.Join(to, rel), error(nil)
+		if fi.IsDir() {
+			err = os.MkdirAll(name, 0o700)
+		} else {
+			err = os.WriteFile(name, content, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func walk(t testing.TB, dir string, fn func(rel string, fi os.FileInfo, content []byte)) {
+	t.Helper()
+	err := filepath.Walk(dir, func(path string, fi os.FileInfo, err error) error {
+		var content []byte
+		if err == nil && !fi.IsDir() {
+			content, err = os.ReadFile(path)
+		}
 		if os.IsNotExist(err) {
 			return nil // Badger removed it meanwhile
 		}
 		if err != nil {
 			return err
 		}
-		rel, _ := filepath.Rel(from, path)
-		if fi.IsDir() {
-			return os.MkdirAll(filepath.Join(to, rel), 0o700)
-		}
-		content, err := os.ReadFile(path)
-		if os.IsNotExist(err) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(to, rel), content, 0o600)
+		rel, _ := filepath.Rel(dir, path)
+		fn(rel, fi, content)
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
