@@ -58,6 +58,17 @@ func (a *Attr) IsDir() bool { return a.Mode&TypeMask == Dir }
 // IsRegular tells a regular file.
 func (a *Attr) IsRegular() bool { return a.Mode&TypeMask == Regular }
 
+// A Make creates a file. Mode has the type bits; Target is a symbolic link's.
+type Make struct {
+	Dir       Ino
+	Name      string
+	Mode      uint32
+	Rdev      uint32
+	Target    []byte
+	Exclusive bool // fail with dc.Exists if the name is there, instead of giving the file that it names
+	Open      bool // the maker has it open from then on
+}
+
 // A SetAttr is a chmod, chown, utimes or truncate; nil fields are left alone.
 type SetAttr struct {
 	Mode     *uint32 // permission bits

@@ -3,6 +3,7 @@ package data
 import (
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
+	"missingos/storage"
 	"missingos/storage/command"
 )
 
@@ -128,4 +129,15 @@ func (o *operation) cutTail(in *command.DataInode, size int64) (stopped int64, c
 // stale is the error for an inode that is gone.
 func stale(op string, ino file.Ino) error {
 	return dc.Errorf(dc.Stale, op, ino.String(), "the file has been removed")
+}
+
+// ManyBeyond tells whether truncating an inode to size takes more than one command.
+func ManyBeyond(rd storage.Reader, ino file.Ino, size int64) bool {
+	n := 0
+	for range rd.Scan(storage.Span{Start: extentKey(ino, size), End: extentKey(ino, maxOffset), KeysOnly: true}) {
+		if n++; n > rowsPerStep {
+			return true
+		}
+	}
+	return false
 }

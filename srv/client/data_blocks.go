@@ -1,0 +1,365 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/srv/dc"
+	"missingos/srv/dc/file"
+	"missingos/srv/dcpb"
+)
+
+const (
+	replicas      = 3
+	enoughNodes   = 2                      // replicas that a write waits for
+	putTimeout    = 4 * time.Second        // for one replica of one block
+	straggle      = 300 * time.Millisecond // how long a write that has enough waits for the rest
+	readTimeout   = 2 * time.Second
+	spaceTimeout  = time.Second
+	suspectFor    = 5 * time.Second // how long a node that failed is asked last
+	frameBytes    = 512 * dc.KiB
+	maxBlockRead  = 1 * dc.MiB
+	spaceFreshFor = 3 * time.Second
+)
+
+// suspects remembers nodes that failed a moment ago.
+type suspects struct {
+	mu    sync.Mutex
+	until map[dc.NodeID]time.Time
+	space file.Space // as last gathered
+	at    time.Time
+}
+
+func (s *suspects) add(n dc.NodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.until == nil {
+		s.until = map[dc.NodeID]time.Time{}
+	}
+	s.until[n] = time.Now().Add(suspectFor)
+}
+
+func (s *suspects) has(n dc.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.until[n])
+}
+
+func (d *Data) nodes() []dc.NodeID {
+	if d.cfg.Nodes != nil {
+		if nodes := d.cfg.Nodes(); len(nodes) > 0 {
+			return nodes
+		}
+	}
+	g, err := d.group(file.Root)
+	if err != nil {
+		return nil
+	}
+	return d.c.cfg.Directory.Replicas(g)
+}
+
+// candidates orders the nodes for a new block: this one, then the others in random order, suspects last.
+func (d *Data) candidates() []dc.NodeID {
+	nodes := slices.Clone(d.nodes())
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	d.order(nodes)
+	return nodes
+}
+
+// order puts this node first and suspects last.
+func (d *Data) order(nodes []dc.NodeID) {
+	rank := func(n dc.NodeID) int {
+		switch {
+		case n == d.c.Node() && d.cfg.Store != nil:
+			return 0
+		case d.suspect.has(n):
+			return 2
+		}
+		return 1
+	}
+	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int { return rank(a) - rank(b) })
+}
+
+// WriteBlock stores data, which nobody may change afterwards, as a new block on three nodes, or as many as there are, and tells where it is.
+// It returns once two have it and the third has, has failed, or is slow; a node that fails is replaced by another. dc.NoSpace
+// if too few have room, dc.Unavailable if too few answer.
+func (d *Data) WriteBlock(ctx context.Context, ino file.Ino, data []byte) (file.Location, error) {
+	const op = "block.write"
+	if d.cfg.Store == nil {
+		return file.Location{}, dc.Errorf(dc.Unsupported, op, "", "this node has no block store, so it cannot name blocks")
+	}
+	id := d.cfg.Store.NewID()
+	nodes := d.candidates()
+	enough, want := min(enoughNodes, len(nodes)), min(replicas, len(nodes))
+	if enough == 0 {
+		return file.Location{}, dc.Errorf(dc.Unavailable, op, id.String(), "no node is known that keeps blocks")
+	}
+	type outcome struct {
+		node dc.NodeID
+		err  error
+	}
+	outcomes := make(chan outcome, len(nodes))
+	running := 0
+	next := func() {
+		n := nodes[0]
+		nodes = nodes[1:]
+		running++
+		d.writes.Go(func() {
+			put, cancel := context.WithTimeout(context.WithoutCancel(ctx), putTimeout)
+			defer cancel()
+			outcomes <- outcome{n, d.put(put, n, id, ino, data)}
+		})
+	}
+	for range want {
+		next()
+	}
+	l := file.Location{Block: id, Bytes: len(data)}
+	var errs []error
+	var late <-chan time.Time
+	for running > 0 {
+		select {
+		case o := <-outcomes:
+			running--
+			if o.err == nil {
+				l.Nodes = append(l.Nodes, o.node)
+				break
+			}
+			d.suspect.add(o.node)
+			errs = append(errs, o.err)
+			if len(nodes) > 0 {
+				next()
+			}
+		case <-late:
+			return l, nil
+		case <-ctx.Done():
+			return l, dc.Errorf(dc.KindOf(ctx.Err()), op, id.String(), "%d of %d replicas written in time: %w", len(l.Nodes), enough, errors.Join(errs...))
+		}
+		if len(l.Nodes) >= enough && late == nil {
+			late = time.After(straggle)
+		}
+	}
+	if len(l.Nodes) >= enough {
+		return l, nil
+	}
+	return l, dc.Errorf(worst(errs), op, id.String(), "only %d of at least %d replicas could be written: %w", len(l.Nodes), enough, errors.Join(errs...))
+}
+
+// worst is the kind that a failed write is reported as: a full disk is what its user can do something about.
+func worst(errs []error) dc.Kind {
+	for _, err := range errs {
+		if errors.Is(err, dc.NoSpace) {
+			return dc.NoSpace
+		}
+	}
+	return dc.Unavailable
+}
+
+func (d *Data) put(ctx context.Context, n dc.NodeID, id file.BlockID, ino file.Ino, data []byte) error {
+	if n == d.c.Node() && d.cfg.Store != nil {
+		return d.cfg.Store.Put(id, ino, data)
+	}
+	return d.c.OnNode(ctx, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+		s, err := dcpb.NewBlockClient(cc).Put(ctx)
+		if err != nil {
+			return err
+		}
+		q := &dcpb.BlockPutRequest{Header: h, Block: id.Bytes(), Ino: uint64(ino), Size: uint32(len(data))}
+		for rest := data; len(rest) > 0; {
+			q.Data = rest[:min(len(rest), frameBytes)]
+			rest = rest[len(q.Data):]
+			if s.Send(q) != nil {
+				break // the reason comes with the answer
+			}
+			q = &dcpb.BlockPutRequest{}
+		}
+		_, err = s.CloseAndRecv()
+		return err
+	})
+}
+
+// ReadBlock reads bytes of a block from off on into dst from one of the nodes, trying each: this one first. It gives less than dst
+// holds only at the block's end. dc.NotFound if no node has it any more: the file has changed, or it is lost.
+func (d *Data) ReadBlock(ctx context.Context, id file.BlockID, nodes []dc.NodeID, off int64, dst []byte) (int, error) {
+	const op = "block.read"
+	nodes = slices.Clone(nodes)
+	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
+	d.order(nodes)
+	var errs []error
+	kind := dc.NotFound
+	for _, n := range nodes {
+		got, err := d.readAt(ctx, n, id, off, dst)
+		if err == nil {
+			return got, nil
+		}
+		errs = append(errs, err)
+		switch k := dc.KindOf(err); {
+		case k == dc.Corrupt:
+			kind = dc.Corrupt
+			d.c.cfg.Log.Error("a replica of a block is damaged", "node", n, "block", id.String(), "err", err)
+		case k != dc.NotFound:
+			d.suspect.add(n)
+			if kind == dc.NotFound {
+				kind = dc.Unavailable
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return 0, dc.Errorf(kind, op, id.String(), "none of its %d replicas could be read: %w", len(nodes), errors.Join(errs...))
+}
+
+func (d *Data) readAt(ctx context.Context, n dc.NodeID, id file.BlockID, off int64, dst []byte) (int, error) {
+	if n == d.c.Node() && d.cfg.Store != nil {
+		return d.cfg.Store.Read(id, off, dst)
+	}
+	got := 0
+	for got < len(dst) {
+		want := min(len(dst)-got, maxBlockRead)
+		var out *dcpb.BlockReadReply
+		attempt, cancel := context.WithTimeout(ctx, readTimeout)
+		err := d.c.OnNode(attempt, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) (err error) {
+			out, err = dcpb.NewBlockClient(cc).Read(ctx, &dcpb.BlockReadRequest{Header: h, Block: id.Bytes(), Off: off + int64(got), Len: uint32(want)})
+			return err
+		})
+		cancel()
+		if err != nil {
+			return got, err
+		}
+		got += copy(dst[got:], out.Data)
+		if len(out.Data) < want {
+			break
+		}
+	}
+	return got, nil
+}
+
+// SyncBlocks makes what was written to the nodes before durable on two of them, or on the one there is.
+func (d *Data) SyncBlocks(ctx context.Context, nodes []dc.NodeID) error {
+	enough := min(enoughNodes, len(nodes))
+	if enough == 0 {
+		return nil
+	}
+	outcomes := make(chan error, len(nodes))
+	for _, n := range nodes {
+		d.writes.Go(func() {
+			attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), putTimeout)
+			defer cancel()
+			outcomes <- d.syncAt(attempt, n)
+		})
+	}
+	var errs []error
+	for done := 0; done < enough; {
+		select {
+		case err := <-outcomes:
+			if err == nil {
+				done++
+				continue
+			}
+			if errs = append(errs, err); len(errs) > len(nodes)-enough {
+				return dc.Errorf(dc.Unavailable, "fsync", "", "the data is not on the disks of %d nodes: %w", enough, errors.Join(errs...))
+			}
+		case <-ctx.Done():
+			return dc.Errorf(dc.KindOf(ctx.Err()), "fsync", "", "%d of %d nodes have written the data to disk in time", done, enough)
+		}
+	}
+	return nil
+}
+
+func (d *Data) syncAt(ctx context.Context, n dc.NodeID) error {
+	if n == d.c.Node() && d.cfg.Store != nil {
+		return d.cfg.Store.Sync()
+	}
+	return d.c.OnNode(ctx, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+		_, err := dcpb.NewBlockClient(cc).Sync(ctx, &dcpb.BlockSyncRequest{Header: h})
+		return err
+	})
+}
+
+// DeleteBlocks has a node delete blocks.
+func (d *Data) DeleteBlocks(ctx context.Context, n dc.NodeID, ids []file.BlockID) error {
+	if n == d.c.Node() && d.cfg.Store != nil {
+		return d.cfg.Store.Delete(ids)
+	}
+	return d.c.OnNode(ctx, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+		q := &dcpb.BlockDeleteRequest{Header: h}
+		for _, id := range ids {
+			q.Blocks = append(q.Blocks, id.Bytes())
+		}
+		_, err := dcpb.NewBlockClient(cc).Delete(ctx, q)
+		return err
+	})
+}
+
+// Space tells what the files take and how much more there is room for: what the stores have free, divided by the replicas.
+// The stores are asked every few seconds at most; those that do not answer count nothing.
+func (d *Data) Space(ctx context.Context) (file.Space, error) {
+	d.suspect.mu.Lock()
+	space, fresh := d.suspect.space, time.Since(d.suspect.at) < spaceFreshFor
+	d.suspect.mu.Unlock()
+	if fresh {
+		return space, nil
+	}
+	var out *dcpb.DataSpaceReply
+	err := d.query(ctx, file.Root, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
+		out, err = s.Space(ctx, &dcpb.DataSpaceRequest{Header: h})
+		return err
+	})
+	if err != nil {
+		return file.Space{}, err
+	}
+	space = file.Space{Used: out.Used, Inodes: out.Inodes, Free: d.freeBytes(ctx)}
+	space.Total = space.Used + space.Free
+	d.suspect.mu.Lock()
+	d.suspect.space, d.suspect.at = space, time.Now()
+	d.suspect.mu.Unlock()
+	return space, nil
+}
+
+const maxSpaceAsked = 32 // nodes; of more, a sample is asked
+
+func (d *Data) freeBytes(ctx context.Context) int64 {
+	nodes := d.candidates()
+	asked := nodes[:min(len(nodes), maxSpaceAsked)]
+	answers := make(chan int64, len(asked))
+	var wg sync.WaitGroup
+	for _, n := range asked {
+		wg.Go(func() {
+			attempt, cancel := context.WithTimeout(ctx, spaceTimeout)
+			defer cancel()
+			err := d.c.OnNode(attempt, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+				out, err := dcpb.NewBlockClient(cc).Space(ctx, &dcpb.BlockSpaceRequest{Header: h})
+				if err == nil {
+					answers <- out.Free
+				}
+				return err
+			})
+			if err != nil {
+				d.suspect.add(n)
+			}
+		})
+	}
+	wg.Wait()
+	close(answers)
+	var sum, count int64
+	least := int64(math.MaxInt64)
+	for free := range answers {
+		sum += free
+		least = min(least, free)
+		count++
+	}
+	switch {
+	case count == 0:
+		return 0
+	case len(nodes) <= replicas:
+		return least // every block is on every node, so the fullest decides
+	}
+	return sum / count * int64(len(nodes)) / replicas
+}

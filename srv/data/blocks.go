@@ -1,0 +1,166 @@
+package data
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/srv/dc"
+	"missingos/srv/dc/file"
+	"missingos/srv/dcpb"
+	"missingos/storage/block"
+)
+
+const (
+	maxPuts        = 16 // blocks being received at once; more wait
+	maxReadBytes   = 1 * dc.MiB
+	collectPage    = 512
+	collectBetween = 20 * time.Millisecond // between pages, so that a collection is no burden
+)
+
+// Blocks serves this node's block store to the other nodes.
+type Blocks struct {
+	dcpb.UnimplementedBlockServer
+	store *block.Store
+	puts  chan struct{}
+}
+
+var _ dcpb.BlockServer = (*Blocks)(nil)
+
+// NewBlocks makes the block service of a store, which the caller closes after the node has stopped serving.
+func NewBlocks(store *block.Store) *Blocks {
+	return &Blocks{store: store, puts: make(chan struct{}, maxPuts)}
+}
+
+// Register adds the service to a server.
+func (b *Blocks) Register(r grpc.ServiceRegistrar) { dcpb.RegisterBlockServer(r, b) }
+
+// Put receives one block and stores it.
+func (b *Blocks) Put(stream grpc.ClientStreamingServer[dcpb.BlockPutRequest, dcpb.BlockPutReply]) error {
+	const op = "block.put"
+	select {
+	case b.puts <- struct{}{}:
+		defer func() { <-b.puts }()
+	case <-stream.Context().Done():
+		return dc.Errorf(dc.Unavailable, op, "", "the node is receiving %d blocks already: %w", maxPuts, stream.Context().Err())
+	}
+	first, err := stream.Recv()
+	if err != nil {
+		return dc.Wrap(err, op, "")
+	}
+	id, err := file.ParseBlockID(first.Block)
+	if err != nil {
+		return err
+	}
+	if first.Size == 0 || first.Size > dc.MaxBlockBytes {
+		return dc.Errorf(dc.Invalid, op, id.String(), "%d bytes, a block has 1 to %d", first.Size, dc.MaxBlockBytes)
+	}
+	data := append(make([]byte, 0, first.Size), first.Data...)
+	for {
+		more, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return dc.Wrap(err, op, id.String())
+		}
+		if len(data)+len(more.Data) > int(first.Size) {
+			return dc.Errorf(dc.Invalid, op, id.String(), "more data than the %d bytes announced", first.Size)
+		}
+		data = append(data, more.Data...)
+	}
+	if len(data) != int(first.Size) {
+		return dc.Errorf(dc.Invalid, op, id.String(), "%d bytes came, %d were announced", len(data), first.Size)
+	}
+	if err := b.store.Put(id, file.Ino(first.Ino), data); err != nil {
+		return err
+	}
+	return stream.SendAndClose(&dcpb.BlockPutReply{})
+}
+
+// Read reads a part of a block, 1 MiB at most.
+func (b *Blocks) Read(_ context.Context, q *dcpb.BlockReadRequest) (*dcpb.BlockReadReply, error) {
+	id, err := file.ParseBlockID(q.Block)
+	if err != nil {
+		return nil, err
+	}
+	dst := make([]byte, min(q.Len, maxReadBytes))
+	n, err := b.store.Read(id, q.Off, dst)
+	if err != nil {
+		return nil, err
+	}
+	return &dcpb.BlockReadReply{Data: dst[:n]}, nil
+}
+
+// Delete deletes blocks.
+func (b *Blocks) Delete(_ context.Context, q *dcpb.BlockDeleteRequest) (*dcpb.BlockDeleteReply, error) {
+	ids := make([]file.BlockID, 0, len(q.Blocks))
+	for _, raw := range q.Blocks {
+		id, err := file.ParseBlockID(raw)
+		if err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return &dcpb.BlockDeleteReply{}, b.store.Delete(ids)
+}
+
+// Sync makes every block put before durable.
+func (b *Blocks) Sync(context.Context, *dcpb.BlockSyncRequest) (*dcpb.BlockSyncReply, error) {
+	return &dcpb.BlockSyncReply{}, b.store.Sync()
+}
+
+// Space tells how much room the store has.
+func (b *Blocks) Space(context.Context, *dcpb.BlockSpaceRequest) (*dcpb.BlockSpaceReply, error) {
+	st := b.store.Stats()
+	return &dcpb.BlockSpaceReply{Free: st.Free, Total: st.Total, Blocks: int64(st.Blocks)}, nil
+}
+
+// Holder tells which of this node's blocks are referenced. client.Data is one.
+type Holder interface {
+	HeldBlocks(ctx context.Context, ids []file.BlockID) ([]bool, error)
+}
+
+// CollectOrphans goes through the store once and deletes the blocks that are older than age and referenced by no file, or by one that does
+// not count on this node: what a writer that died left, and what a deletion missed while this node was away. No answer means no
+// deletion. It returns how many it deleted. Run it every hour or so, with file.OrphanAge.
+func (b *Blocks) CollectOrphans(ctx context.Context, h Holder, age time.Duration) (int, error) {
+	deleted := 0
+	var page []file.BlockID
+	settle := func() error {
+		held, err := h.HeldBlocks(ctx, page)
+		if err != nil {
+			return err
+		}
+		var gone []file.BlockID
+		for i, id := range page {
+			if !held[i] {
+				gone = append(gone, id)
+			}
+		}
+		page = page[:0]
+		deleted += len(gone)
+		return b.store.Delete(gone)
+	}
+	for _, id := range b.store.Blocks() {
+		if _, put, ok := b.store.Info(id); !ok || time.Since(put) < age {
+			continue
+		}
+		if page = append(page, id); len(page) < collectPage {
+			continue
+		}
+		if err := settle(); err != nil {
+			return deleted, err
+		}
+		if !pause(ctx, collectBetween) {
+			return deleted, ctx.Err()
+		}
+	}
+	if len(page) == 0 {
+		return deleted, nil
+	}
+	return deleted, settle()
+}

@@ -1,0 +1,106 @@
+package data
+
+import (
+	"sync"
+	"time"
+
+	"missingos/srv/dc"
+	"missingos/srv/dc/file"
+)
+
+// opens knows which inodes the sessions of a group's users have open, as far as they have told this node.
+type opens struct {
+	mu       sync.Mutex
+	sessions map[uint64]*session
+	files    map[file.Ino]int // how many sessions have it open
+}
+
+type session struct {
+	heard time.Time
+	files map[file.Ino]uint64 // the number of the session's last open of it
+}
+
+func (s *Service) openFiles(g dc.GroupID) *opens {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.opens[g]
+	if o == nil {
+		o = &opens{sessions: map[uint64]*session{}, files: map[file.Ino]int{}}
+		s.opens[g] = o
+	}
+	return o
+}
+
+func (o *opens) sessionLocked(id uint64) *session {
+	x := o.sessions[id]
+	if x == nil {
+		x = &session{files: map[file.Ino]uint64{}}
+		o.sessions[id] = x
+	}
+	x.heard = time.Now()
+	return x
+}
+
+// opened notes an open. number grows with every open of the session.
+func (o *opens) opened(id, number uint64, ino file.Ino) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x := o.sessionLocked(id)
+	if _, ok := x.files[ino]; !ok {
+		o.files[ino]++
+	}
+	x.files[ino] = max(x.files[ino], number)
+}
+
+// report replaces what is known of the session's opens up to number; later ones, whose notes overtook the report, stay.
+func (o *opens) report(id, number uint64, inos []uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	x := o.sessionLocked(id)
+	open := make(map[file.Ino]bool, len(inos))
+	for _, n := range inos {
+		ino := file.Ino(n)
+		open[ino] = true
+		if _, ok := x.files[ino]; !ok {
+			o.files[ino]++
+			x.files[ino] = number
+		}
+	}
+	for ino, at := range x.files {
+		if at <= number && !open[ino] {
+			o.closeLocked(x, ino)
+		}
+	}
+	if len(x.files) == 0 {
+		delete(o.sessions, id)
+	}
+}
+
+func (o *opens) closeLocked(x *session, ino file.Ino) {
+	delete(x.files, ino)
+	if o.files[ino]--; o.files[ino] == 0 {
+		delete(o.files, ino)
+	}
+}
+
+// expire drops sessions that have been silent for too long.
+func (o *opens) expire() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for id, x := range o.sessions {
+		if time.Since(x.heard) < file.OpenGrace {
+			continue
+		}
+		for ino := range x.files {
+			o.closeLocked(x, ino)
+		}
+		delete(o.sessions, id)
+	}
+}
+
+// isOpen tells whether some session has ino open.
+func (o *opens) isOpen(ino file.Ino) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.files[ino] > 0
+}

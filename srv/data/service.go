@@ -1,0 +1,151 @@
+package data
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"missingos/srv/dc"
+	"missingos/srv/dc/file"
+	"missingos/srv/dcpb"
+	"missingos/srv/replica"
+	"missingos/srv/rpc"
+	"missingos/storage"
+	"missingos/storage/command"
+	"missingos/storage/machine/data"
+)
+
+// A Deleter tells a node to delete blocks. client.Data is one.
+type Deleter interface {
+	DeleteBlocks(ctx context.Context, node dc.NodeID, ids []file.BlockID) error
+}
+
+// Config is what the metadata service needs.
+type Config struct {
+	Replicas replica.Replicas
+	Deleter  Deleter
+	Log      *slog.Logger // default: discard
+}
+
+// Service serves the data groups that this node leads.
+type Service struct {
+	dcpb.UnimplementedDataServer
+	cfg Config
+
+	mu    sync.Mutex
+	opens map[dc.GroupID]*opens
+	kicks map[dc.GroupID]chan struct{} // of the groups this node leads: there are new orphans
+}
+
+var _ dcpb.DataServer = (*Service)(nil)
+
+// New makes the service. Its [Service.Kind] runs it; Deleter may be set later by [Service.SetDeleter], before the node serves.
+func New(cfg Config) *Service {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, kicks: map[dc.GroupID]chan struct{}{}}
+}
+
+// SetReplicas and SetDeleter complete a Config whose parts are made from the service itself. They must be called before it serves.
+func (s *Service) SetReplicas(r replica.Replicas) { s.cfg.Replicas = r }
+
+// SetDeleter says how nodes are told to delete blocks; see [Service.SetReplicas].
+func (s *Service) SetDeleter(d Deleter) { s.cfg.Deleter = d }
+
+// Kind says how a node runs data groups.
+func (s *Service) Kind() replica.Kind {
+	return replica.Kind{
+		Name:     dc.KindData,
+		Machine:  data.New,
+		Lead:     s.lead,
+		Applied:  s.applied,
+		Register: func(r grpc.ServiceRegistrar) { dcpb.RegisterDataServer(r, s) },
+	}
+}
+
+func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
+	s.mu.Lock()
+	kick := s.kicks[g]
+	s.mu.Unlock()
+	if kick == nil || len(events) == 0 {
+		return
+	}
+	select {
+	case kick <- struct{}{}:
+	default:
+	}
+}
+
+// admit finds the replica that a request is for, and who asks. It is the one place where requests to the metadata service are
+// admitted: a caller must name the node it speaks from; what it may do with an inode the machine decides by the inode's mode.
+func (s *Service) admit(op string, h *dcpb.Header) (replica.Replica, *command.DataCaller, error) {
+	p := rpc.Principal(h)
+	if p.Node == 0 {
+		return nil, nil, dc.Errorf(dc.Denied, op, "", "the request names no node")
+	}
+	r, err := s.cfg.Replicas.Leading(dc.GroupID(h.GetGroup()))
+	if err != nil {
+		return nil, nil, err
+	}
+	return r, &command.DataCaller{Uid: p.UID, Gid: p.GID, Groups: p.Groups}, nil
+}
+
+// view admits a read and runs fn on a linearizable view.
+func (s *Service) view(ctx context.Context, op string, h *dcpb.Header, fn func(storage.Reader, *command.DataCaller) error) error {
+	r, who, err := s.admit(op, h)
+	if err != nil {
+		return err
+	}
+	return r.View(ctx, func(rd storage.Reader) error { return fn(rd, who) })
+}
+
+// change admits a mutation, replicates it and answers with what became of the inode.
+func (s *Service) change(ctx context.Context, op string, h *dcpb.Header, now int64, c *command.DataCommand) (*dcpb.DataAttrReply, error) {
+	r, who, err := s.admit(op, h)
+	if err != nil {
+		return nil, err
+	}
+	c.Version, c.Caller, c.Now = data.Version, who, now
+	res, err := propose(ctx, r, rpc.RequestID(h), c)
+	if err != nil {
+		return nil, err
+	}
+	return reply(res), nil
+}
+
+func propose(ctx context.Context, r replica.Replica, id dc.RequestID, c *command.DataCommand) (*command.DataResult, error) {
+	body, err := proto.Marshal(c)
+	if err != nil {
+		return nil, dc.Errorf(dc.Internal, "data", "", "encode %T: %w", c.Op, err)
+	}
+	if len(body) > dc.MaxCommandBytes {
+		return nil, dc.Errorf(dc.TooLarge, "data", "", "a command of %d bytes exceeds the limit of %d", len(body), dc.MaxCommandBytes)
+	}
+	out, err := r.Propose(ctx, id, body)
+	if err != nil {
+		return nil, err
+	}
+	res := &command.DataResult{}
+	if err := proto.Unmarshal(out, res); err != nil {
+		return nil, dc.Errorf(dc.Internal, "data", "", "decode result of %T: %w", c.Op, err)
+	}
+	return res, nil
+}
+
+func reply(res *command.DataResult) *dcpb.DataAttrReply {
+	return &dcpb.DataAttrReply{Attr: attr(res.Inode), Existed: res.Existed, Offset: res.Offset, Gone: res.Gone}
+}
+
+func attr(in *command.DataInode) *dcpb.DataAttr {
+	if in == nil {
+		return nil
+	}
+	return &dcpb.DataAttr{
+		Ino: in.Ino, Mode: in.Mode, Nlink: in.Nlink, Uid: in.Uid, Gid: in.Gid, Rdev: in.Rdev, Size: in.Size, Allocated: in.Allocated,
+		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Parent: in.Parent, Version: in.Version,
+	}
+}
