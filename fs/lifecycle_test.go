@@ -8,7 +8,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -206,14 +208,19 @@ func TestOrdinaryUsersMountThroughFusermount(t *testing.T) {
 	if out, err := exec.Command("cp", exe, own).CombinedOutput(); err != nil {
 		t.Fatalf("%s %v", out, err)
 	}
-	if err := os.Chown(home, 12345, 12345); err != nil {
+	nobody, err := user.Lookup("nobody") // fusermount3 wants a user with a name
+	if err != nil {
+		t.Skip(err)
+	}
+	uid, _ := strconv.Atoi(nobody.Uid)
+	if err := os.Chown(home, uid, -1); err != nil {
 		t.Fatal(err)
 	}
 	at := filepath.Join(home, "dc")
-	user := []string{"setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups"}
-	_, stop := start(t, own, at, user...)
-	script := exec.Command(user[0], append(user[1:], "bash", "-c", "cd "+at+"; echo 1 > t/x; cat t/x; grep ^uid .dc/whoami")...)
-	if out, err := script.CombinedOutput(); err != nil || string(out) != "1\nuid 12345\n" {
+	as := []string{"setpriv", "--reuid", nobody.Uid, "--regid", nobody.Gid, "--clear-groups"}
+	_, stop := start(t, own, at, as...)
+	script := exec.Command(as[0], append(as[1:], "bash", "-c", "cd "+at+"; echo 1 > t/x; cat t/x; grep ^uid .dc/whoami")...)
+	if out, err := script.CombinedOutput(); err != nil || string(out) != "1\nuid "+nobody.Uid+"\n" {
 		t.Errorf("got %q, %v", out, err)
 	}
 	if err := stop(); err != nil {
