@@ -1,0 +1,325 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"missingos/consensus/logstore"
+	"missingos/consensus/transport"
+	"missingos/srv/dc"
+)
+
+// GroupConfig says which group. ID, Dir and Machine are required.
+type GroupConfig struct {
+	ID      dc.GroupID
+	Dir     string // for the log, the vote and the snapshot record
+	Machine StateMachine
+	// Bootstrap, if this directory has no log yet, makes a new group of these voters. Only the first replica of a new group does that; replicas
+	// that join later are opened without and wait to be added.
+	Bootstrap []dc.NodeID
+	// Lead, if set, runs in its own goroutine while this replica leads and has applied everything before its term; ctx ends with leadership, and
+	// Lead must then return. Terms do not overlap: the next call waits for the former to return.
+	Lead func(ctx context.Context)
+}
+
+// Group is this node's replica of one Raft group.
+type Group struct {
+	cfg   GroupConfig
+	host  *Host
+	log   *slog.Logger
+	store logstore.Store
+	snaps *snapshots
+	lane  *transport.Lane
+	raft  *raft.Raft
+	fsm   *fsm
+	prop  *proposer
+	reads *reader
+
+	ctx    context.Context // ends with the group
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu       sync.Mutex
+	lead     leadership
+	closed   bool
+	failures int
+}
+
+// leadership is what a leader knows of its term; the zero value means that this replica does not lead, or is not ready to.
+type leadership struct {
+	term  uint64
+	floor uint64 // index of the term's barrier: everything up to it is applied
+}
+
+func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
+	g := &Group{cfg: cfg, host: h, log: h.cfg.Log.With("group", cfg.ID.String())}
+	g.ctx, g.cancel = context.WithCancel(context.Background())
+	var undo []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		g.cancel()
+		for _, f := range undo {
+			err = errors.Join(err, f())
+		}
+	}()
+	if g.store, err = h.cfg.OpenLog(logstore.Config{Dir: cfg.Dir, Fatal: g.fatal, Log: g.log}); err != nil {
+		return nil, err
+	}
+	undo = append(undo, g.store.Close)
+	if g.snaps, err = openSnapshots(cfg.Dir, cfg.ID, h.cfg.Node); err != nil {
+		return nil, err
+	}
+	g.fsm = newFSM(g)
+	g.lane = h.transport.Open(cfg.ID, replica{g})
+	undo = append(undo, g.lane.Close)
+	notify := make(chan bool, 64)
+	conf := g.raftConfig(notify)
+	if err := g.bootstrap(conf); err != nil {
+		return nil, err
+	}
+	if g.raft, err = raft.NewRaft(conf, g.fsm, g.store, g.store, g.snaps, g.lane); err != nil {
+		return nil, err
+	}
+	g.fsm.ready.Store(true)
+	g.prop = newProposer(g)
+	g.reads = newReader(g)
+	g.wg.Go(func() { g.follow(notify) })
+	g.wg.Go(g.prop.run)
+	g.wg.Go(g.watch)
+	return g, nil
+}
+
+func (g *Group) raftConfig(notify chan bool) *raft.Config {
+	t := g.host.cfg.Timing
+	c := raft.DefaultConfig()
+	c.LocalID = serverID(g.host.cfg.Node)
+	c.HeartbeatTimeout, c.ElectionTimeout = t.Heartbeat, t.Heartbeat
+	c.LeaderLeaseTimeout, c.CommitTimeout = t.Lease, t.Commit
+	c.MaxAppendEntries, c.BatchApplyCh = 512, true
+	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = t.SnapshotEvery, t.SnapshotEntries, t.TrailingEntries
+	c.NoSnapshotRestoreOnStart, c.NoLegacyTelemetry = true, true
+	c.NotifyCh = notify
+	c.Logger = hclog.New(&hclog.LoggerOptions{Name: g.cfg.ID.String(), Level: hclog.Warn, Output: logWriter{g.log}, DisableTime: true})
+	return c
+}
+
+// logWriter passes Raft's own warnings on as debug lines: what matters of them this package says itself.
+type logWriter struct{ log *slog.Logger }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.log.Debug("raft", "text", string(b[:max(len(b)-1, 0)]))
+	return len(b), nil
+}
+
+func (g *Group) bootstrap(conf *raft.Config) error {
+	if len(g.cfg.Bootstrap) == 0 {
+		return nil
+	}
+	has, err := raft.HasExistingState(g.store, g.store, g.snaps)
+	if err != nil || has {
+		return err
+	}
+	var c raft.Configuration
+	for _, n := range g.cfg.Bootstrap {
+		c.Servers = append(c.Servers, raft.Server{ID: serverID(n), Address: serverAddress(n)})
+	}
+	return raft.BootstrapCluster(conf, g.store, g.store, g.snaps, g.lane, c)
+}
+
+func serverID(n dc.NodeID) raft.ServerID           { return raft.ServerID(n.String()) }
+func serverAddress(n dc.NodeID) raft.ServerAddress { return raft.ServerAddress(n.String()) }
+
+func nodeOf(id raft.ServerID) dc.NodeID {
+	n, err := dc.ParseNodeID(string(id))
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+func (g *Group) fatal(err error) { g.host.cfg.Fatal(fmt.Errorf("group %s: %w", g.cfg.ID, err)) }
+
+// ID names the group.
+func (g *Group) ID() dc.GroupID { return g.cfg.ID }
+
+// Machine is the state machine the group was opened with.
+func (g *Group) Machine() StateMachine { return g.cfg.Machine }
+
+// follow hears of leadership and runs what a leader runs. Raft blocks on its notify channel, so nothing here waits for long
+// outside the term's own goroutine.
+func (g *Group) follow(notify <-chan bool) {
+	var end func()
+	stop := func() {
+		if end != nil {
+			end()
+			end = nil
+		}
+	}
+	defer stop()
+	for {
+		select {
+		case leading := <-notify:
+			stop()
+			if leading {
+				end = g.beginTerm()
+			}
+		case <-g.ctx.Done():
+			return
+		}
+	}
+}
+
+// beginTerm runs a term in goroutines of its own and returns how to end it.
+func (g *Group) beginTerm() (end func()) {
+	ctx, cancel := context.WithCancel(g.ctx)
+	term := g.raft.CurrentTerm()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if !g.ready(ctx, term) {
+			return
+		}
+		g.log.Info("leading", "term", term)
+		if g.cfg.Lead != nil {
+			g.cfg.Lead(ctx)
+		}
+		<-ctx.Done()
+	}()
+	return func() {
+		g.mu.Lock()
+		g.lead = leadership{}
+		g.mu.Unlock()
+		cancel()
+		<-done
+		g.log.Info("no longer leading", "term", term)
+	}
+}
+
+// ready waits until everything before this term is applied here.
+func (g *Group) ready(ctx context.Context, term uint64) bool {
+	for ctx.Err() == nil {
+		f := g.raft.Barrier(0)
+		err := f.Error()
+		if err != nil {
+			if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrRaftShutdown) || errors.Is(err, raft.ErrLeadershipLost) {
+				return false
+			}
+			pause(ctx, 20*time.Millisecond)
+			continue
+		}
+		floor := uint64(0)
+		if i, ok := f.(raft.IndexFuture); ok {
+			floor = i.Index()
+		}
+		g.fsm.reached(floor)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if ctx.Err() != nil {
+			return false
+		}
+		g.lead = leadership{term: term, floor: floor}
+		return true
+	}
+	return false
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// leading gives the term this replica leads and is ready in.
+func (g *Group) leading() (leadership, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.lead, g.lead.term != 0
+}
+
+// notLeader says who leads instead, if known.
+func (g *Group) notLeader(op string) error {
+	leader, _ := g.Leader()
+	if leader == g.host.cfg.Node {
+		leader = 0 // elected but not ready yet
+	}
+	return &dc.Error{Op: op, Path: g.cfg.ID.String(), Kind: dc.NotLeader, Leader: leader}
+}
+
+// Leader gives the leader that this replica knows of, and its term; zero if none.
+func (g *Group) Leader() (dc.NodeID, dc.Term) {
+	_, id := g.raft.LeaderWithID()
+	return nodeOf(id), dc.Term(g.raft.CurrentTerm())
+}
+
+// IsLeader tells whether this replica leads and is ready for proposals and reads.
+func (g *Group) IsLeader() bool {
+	_, ok := g.leading()
+	return ok
+}
+
+// Clock is what a leader would stamp now: wall time, never behind what is applied here.
+func (g *Group) Clock() int64 { return max(time.Now().UnixMilli(), g.fsm.clock.Load()) }
+
+// Close hands over leadership if this replica leads others, and stops the replica. With ctx ended the hand-over is given up. The directory
+// stays; the state machine is the caller's to close.
+func (g *Group) Close(ctx context.Context) error {
+	return g.close(ctx, true)
+}
+
+func (g *Group) close(ctx context.Context, handOver bool) error {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil
+	}
+	g.closed = true
+	g.mu.Unlock()
+	if handOver && g.raft.State() == raft.Leader {
+		if err := g.Transfer(ctx); err != nil {
+			g.log.Info("leadership not handed over", "err", err)
+		}
+	}
+	g.cancel()
+	_ = g.lane.Close()
+	err := g.raft.Shutdown().Error()
+	g.wg.Wait()
+	g.host.forget(g.cfg.ID)
+	return errors.Join(err, g.store.Close())
+}
+
+// replica answers the transport's questions about this group.
+type replica struct{ g *Group }
+
+var _ transport.Replica = replica{}
+
+// CurrentTerm is zero until Raft runs, which no leader's term is.
+func (r replica) CurrentTerm() uint64 {
+	if !r.g.fsm.ready.Load() {
+		return 0
+	}
+	return r.g.raft.CurrentTerm()
+}
+
+func (r replica) Progress() (applied, last uint64) {
+	if !r.g.fsm.ready.Load() {
+		return 0, 0
+	}
+	return r.g.fsm.index(), r.g.raft.LastIndex()
+}
+
+func (r replica) WriteSnapshot(ctx context.Context, w io.Writer) error {
+	return r.g.cfg.Machine.WriteSnapshot(ctx, w)
+}

@@ -1,0 +1,170 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/consensus/logstore"
+	"missingos/consensus/transport"
+	"missingos/srv/dc"
+)
+
+// HostConfig says how the groups of a node live. Node, Dial and Fatal are required.
+type HostConfig struct {
+	Node dc.NodeID
+	// Dial gives a connection to another node; see transport.Config.
+	Dial func(n dc.NodeID) (grpc.ClientConnInterface, error)
+	// Peer tells which node a request came from.
+	Peer func(ctx context.Context) (dc.NodeID, bool)
+	// Fatal is told of failures after which the process must not go on (disk errors, undecodable entries). It must end the process;
+	// in tests it may return.
+	Fatal func(err error)
+	// Space, if set, returns dc.NoSpace when the disk has reached its reserve; proposals are then refused. It is asked for every batch, so it
+	// must be cheap.
+	Space  func() error
+	Log    *slog.Logger
+	Timing Timing
+	// OpenLog opens a group's log; nil means logstore.Open. Simulations bring their own.
+	OpenLog func(cfg logstore.Config) (logstore.Store, error)
+}
+
+// Timing holds the clocks of Raft; zero fields take the defaults.
+type Timing struct {
+	Heartbeat time.Duration // a follower without a leader for so long stands for election; default 1 s
+	Lease     time.Duration // a leader without a majority for so long steps down; default 500 ms
+	Commit    time.Duration // an idle leader tells the commit index so often; default 1 s
+	// Snapshots are looked at every SnapshotEvery (default 30 s) and taken after SnapshotEntries (default 8192); TrailingEntries
+	// (default 8192) stay in the log for followers that lag.
+	SnapshotEvery   time.Duration
+	SnapshotEntries uint64
+	TrailingEntries uint64
+	StallSilent     time.Duration // a write that takes so long costs leadership; default 2 s
+	StallFatal      time.Duration // and so long ends the process; default 20 s
+}
+
+func (t Timing) withDefaults() Timing {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&t.Heartbeat, time.Second)
+	set(&t.Lease, t.Heartbeat/2)
+	set(&t.Commit, time.Second)
+	set(&t.SnapshotEvery, 30*time.Second)
+	set(&t.StallSilent, 2*time.Second)
+	set(&t.StallFatal, 20*time.Second)
+	if t.SnapshotEntries == 0 {
+		t.SnapshotEntries = 8192
+	}
+	if t.TrailingEntries == 0 {
+		t.TrailingEntries = 8192
+	}
+	return t
+}
+
+// Host is all groups of a node over one transport.
+type Host struct {
+	cfg       HostConfig
+	transport *transport.Transport
+
+	mu     sync.Mutex
+	groups map[dc.GroupID]*Group
+	closed bool
+}
+
+// NewHost makes a host without groups.
+func NewHost(cfg HostConfig) *Host {
+	cfg.Timing = cfg.Timing.withDefaults()
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.OpenLog == nil {
+		cfg.OpenLog = logstore.Open
+	}
+	if cfg.Space == nil {
+		cfg.Space = func() error { return nil }
+	}
+	return &Host{
+		cfg: cfg, groups: map[dc.GroupID]*Group{},
+		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer}),
+	}
+}
+
+// Register adds the Raft service to the node's server.
+func (h *Host) Register(s grpc.ServiceRegistrar) { h.transport.Register(s) }
+
+// Group finds an open group.
+func (h *Host) Group(id dc.GroupID) (*Group, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g, ok := h.groups[id]
+	return g, ok
+}
+
+// Groups lists the open groups.
+func (h *Host) Groups() []*Group {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*Group, 0, len(h.groups))
+	for _, g := range h.groups {
+		all = append(all, g)
+	}
+	return all
+}
+
+// Open starts this node's replica of a group. It blocks for recovery of the log, not for an election.
+func (h *Host) Open(cfg GroupConfig) (*Group, error) {
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	g, err := openGroup(h, cfg)
+	if err != nil {
+		return nil, dc.Wrap(err, "open group", cfg.ID.String())
+	}
+	h.mu.Lock()
+	_, double := h.groups[cfg.ID]
+	if !double && !h.closed {
+		h.groups[cfg.ID] = g
+		h.mu.Unlock()
+		return g, nil
+	}
+	h.mu.Unlock()
+	return nil, errors.Join(dc.Errorf(dc.Busy, "open group", cfg.ID.String(), "it is open already, or the host is closed"), g.close(context.Background(), false))
+}
+
+// forget drops a closed group.
+func (h *Host) forget(id dc.GroupID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.groups, id)
+}
+
+// Close hands over leadership of all groups and stops them. It returns when their goroutines are gone, or, with ctx ended, as soon as
+// hand-overs are given up.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs error
+	)
+	for _, g := range h.Groups() {
+		wg.Go(func() {
+			err := g.Close(ctx)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = errors.Join(errs, err)
+		})
+	}
+	wg.Wait()
+	return errs
+}

@@ -1,0 +1,84 @@
+package consensus
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"missingos/srv/dc"
+)
+
+// An Entry is one committed Raft entry: a batch of commands under the leader's hybrid clock.
+type Entry struct {
+	Index    dc.Index
+	Term     dc.Term
+	Clock    int64 // Unix milliseconds, never going back from entry to entry
+	Commands [][]byte
+}
+
+// A Result is what the state machine answered to one command.
+type Result struct {
+	Body []byte
+	Err  error
+}
+
+// A StateMachine is the replicated state behind a group. Calls of Apply and Restore never overlap.
+type StateMachine interface {
+	// Apply applies entries in order and returns the results by entry and slot. Entries at or below Applied are skipped (nil results).
+	// A failure that is not a command's result ends the process inside Apply.
+	Apply(entries []Entry) [][]Result
+	// Applied is the index of the last applied entry, surviving restarts as far as the disk does.
+	Applied() dc.Index
+	// Clock is the clock of the last applied entry, Unix milliseconds.
+	Clock() int64
+	// Checkpoint returns when everything applied before the call is on stable storage.
+	Checkpoint() error
+	// WriteSnapshot streams the state as of some applied index at or after the call to a follower that pulls it.
+	WriteSnapshot(ctx context.Context, w io.Writer) error
+	// Restore replaces the whole state by such a stream; a crash at any step leaves the old or the new state, never a mixture.
+	Restore(ctx context.Context, r io.Reader) error
+}
+
+// entryVersion is the first byte of every entry; a replica that meets another one stops.
+const entryVersion = 1
+
+// encodeEntry lays out version, clock, count and the commands with their lengths.
+func encodeEntry(clock int64, commands [][]byte) []byte {
+	size := 1 + 8 + binary.MaxVarintLen32
+	for _, c := range commands {
+		size += binary.MaxVarintLen32 + len(c)
+	}
+	b := make([]byte, 0, size)
+	b = append(b, entryVersion)
+	b = binary.BigEndian.AppendUint64(b, uint64(clock))
+	b = binary.AppendUvarint(b, uint64(len(commands)))
+	for _, c := range commands {
+		b = binary.AppendUvarint(b, uint64(len(c)))
+		b = append(b, c...)
+	}
+	return b
+}
+
+// decodeEntry is encodeEntry's inverse; the commands alias b.
+func decodeEntry(b []byte) (clock int64, commands [][]byte, err error) {
+	if len(b) < 10 || b[0] != entryVersion {
+		return 0, nil, fmt.Errorf("entry of %d bytes has an unknown version", len(b))
+	}
+	clock = int64(binary.BigEndian.Uint64(b[1:]))
+	b = b[9:]
+	n, k := binary.Uvarint(b)
+	if k <= 0 || n > uint64(len(b)) {
+		return 0, nil, fmt.Errorf("entry has a broken count")
+	}
+	b = b[k:]
+	commands = make([][]byte, n)
+	for i := range commands {
+		size, k := binary.Uvarint(b)
+		if k <= 0 || size > uint64(len(b)-k) {
+			return 0, nil, fmt.Errorf("command %d of %d is cut off", i, n)
+		}
+		commands[i], b = b[k:k+int(size)], b[k+int(size):]
+	}
+	return clock, commands, nil
+}

@@ -1,0 +1,134 @@
+package transport
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/srv/dc"
+)
+
+// How long calls may take. A snapshot's pull has no deadline of its own but ends when it makes no progress.
+const (
+	heartbeatTimeout = 2 * time.Second
+	appendTimeout    = 10 * time.Second
+	voteTimeout      = 2 * time.Second
+	confirmTimeout   = 2 * time.Second
+	progressTimeout  = 2 * time.Second
+	installTimeout   = 30 * time.Minute
+	pullStall        = 30 * time.Second
+	pullChunkBytes   = 256 * dc.KiB
+)
+
+// Config says how a node speaks to others.
+type Config struct {
+	Node dc.NodeID
+	// Dial gives a connection to a node; it is asked for every call and should keep connections. It must not block for long.
+	Dial func(n dc.NodeID) (grpc.ClientConnInterface, error)
+	// Peer tells which node a request came from by its certificate; nil trusts what the request says (tests).
+	Peer func(ctx context.Context) (dc.NodeID, bool)
+}
+
+// A Replica is what the transport asks of a group on this node besides Raft's own messages.
+type Replica interface {
+	CurrentTerm() uint64
+	// Progress gives the state machine's applied index and the log's last index.
+	Progress() (applied, last uint64)
+	// WriteSnapshot streams the replica's state.
+	WriteSnapshot(ctx context.Context, w io.Writer) error
+}
+
+// Transport is a node's end of all connections.
+type Transport struct {
+	cfg Config
+
+	mu    sync.RWMutex
+	lanes map[dc.GroupID]*Lane
+}
+
+// New makes a transport without groups.
+func New(cfg Config) *Transport {
+	return &Transport{cfg: cfg, lanes: map[dc.GroupID]*Lane{}}
+}
+
+// Register adds the service to the node's server.
+func (t *Transport) Register(s grpc.ServiceRegistrar) { RegisterRaftServer(s, service{t: t}) }
+
+func (t *Transport) client(n dc.NodeID) (RaftClient, error) {
+	cc, err := t.cfg.Dial(n)
+	if err != nil {
+		return nil, err
+	}
+	return NewRaftClient(cc), nil
+}
+
+// Confirm asks n whether its replica of g is still in term; the answer is given after the question arrived there.
+func (t *Transport) Confirm(ctx context.Context, n dc.NodeID, g dc.GroupID, term uint64) (bool, error) {
+	c, err := t.client(n)
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	r, err := c.Confirm(ctx, &ConfirmRequest{From: uint64(t.cfg.Node), Groups: []uint64{uint64(g)}, Terms: []uint64{term}})
+	if err != nil {
+		return false, err
+	}
+	return len(r.Same) == 1 && r.Same[0], nil
+}
+
+// Progress asks how far n's replica of g is.
+func (t *Transport) Progress(ctx context.Context, n dc.NodeID, g dc.GroupID) (*ProgressReply, error) {
+	c, err := t.client(n)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, progressTimeout)
+	defer cancel()
+	return c.Progress(ctx, &ProgressRequest{From: uint64(t.cfg.Node), Group: uint64(g)})
+}
+
+// Pull opens the state of n's replica of g as a stream. Reading fails when nothing arrives for a while; Close gives it up.
+func (t *Transport) Pull(ctx context.Context, n dc.NodeID, g dc.GroupID) (io.ReadCloser, error) {
+	c, err := t.client(n)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := c.Pull(ctx, &PullRequest{From: uint64(t.cfg.Node), Group: uint64(g)})
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return &pullReader{stream: stream, cancel: cancel}, nil
+}
+
+// pullReader turns the chunks of a Pull into a reader; a timer cancels the stream when it stalls.
+type pullReader struct {
+	stream grpc.ServerStreamingClient[PullChunk]
+	cancel context.CancelFunc
+	rest   []byte
+}
+
+func (p *pullReader) Read(b []byte) (int, error) {
+	for len(p.rest) == 0 {
+		stall := time.AfterFunc(pullStall, p.cancel)
+		chunk, err := p.stream.Recv()
+		stall.Stop()
+		if err != nil {
+			return 0, err
+		}
+		p.rest = chunk.Data
+	}
+	n := copy(b, p.rest)
+	p.rest = p.rest[n:]
+	return n, nil
+}
+
+func (p *pullReader) Close() error {
+	p.cancel()
+	return nil
+}
