@@ -47,7 +47,10 @@ func (s *Shard) run(entries []Entry, results *[][]Result) (err error) {
 	}()
 	limit := int(s.cfg.MemTableBytes / 16)
 	for len(entries) > 0 {
-		n, err := s.group(entries, limit, results)
+		n, bytes, err := s.group(entries, limit, results)
+		if err == nil {
+			err = s.wrote(bytes)
+		}
 		if err != nil {
 			return err
 		}
@@ -56,8 +59,9 @@ func (s *Shard) run(entries []Entry, results *[][]Result) (err error) {
 	return nil
 }
 
-// group applies entries until about limit bytes are to be written, commits them and tells the observers. It returns how many.
-func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (int, error) {
+// group applies entries until about limit bytes are to be written, commits them and tells the observers. It returns how many, and
+// the bytes they wrote.
+func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes int, err error) {
 	g := s.gen
 	base := g.reader(s.ledger.applied)
 	defer base.close()
@@ -75,7 +79,7 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (int, err
 	if l := s.ledger; l.applied > before {
 		m := Mark{l.applied, l.term}
 		if err := g.write(over, m, l.clock, s.cfg.BootID); err != nil {
-			return 0, &Fault{err}
+			return 0, 0, &Fault{err}
 		}
 		s.mu.Lock()
 		s.applied, s.clock = m, l.clock
@@ -90,5 +94,5 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (int, err
 			fn(entries[i].Index, ev)
 		}
 	}
-	return len(events), nil
+	return len(events), over.bytes, nil
 }

@@ -25,8 +25,9 @@ import (
 // data (see the design note), so values over chunkBytes are cut into chunk rows "!v" key number, and the row
 // itself, marked by largeValue, holds their count. Chunks and row have one version and are visible together.
 type generation struct {
-	db      *badger.DB
+	db      *badger.DB // replaced by reopen, under apply and mu with no reader
 	path    string
+	awake   bool // compactors run; see quiet.go
 	durable Mark
 
 	large map[string]int // keys whose value is in chunks, and how many; used on the apply path only
@@ -47,8 +48,8 @@ const (
 	appliedKey  = "!applied"
 )
 
-func badgerOptions(path string, cfg *Config) badger.Options {
-	return badger.DefaultOptions(path).
+func badgerOptions(path string, cfg *Config, awake bool) badger.Options {
+	opt := badger.DefaultOptions(path).
 		WithLogger(badgerLog{cfg.Log}).
 		WithMemTableSize(cfg.MemTableBytes).
 		WithNumMemtables(2).
@@ -61,6 +62,11 @@ func badgerOptions(path string, cfg *Config) badger.Options {
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithCompactL0OnClose(false)
+	if !awake {
+		// Without compactors Badger would wait for them for ever once this many tables are there.
+		opt = opt.WithNumCompactors(0).WithNumLevelZeroTablesStall(1 << 20)
+	}
+	return opt
 }
 
 // openGeneration opens the Badger directory at path and decides how far its state can be trusted.
@@ -73,7 +79,7 @@ func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation
 	if err := removeEmptyLogs(path); err != nil {
 		return nil, err
 	}
-	db, err := badger.OpenManaged(badgerOptions(path, cfg))
+	db, err := badger.OpenManaged(badgerOptions(path, cfg, false))
 	if err != nil {
 		return nil, &Fault{err}
 	}

@@ -93,7 +93,7 @@ func (s *Shard) receive(ctx context.Context, path string, r io.Reader) (g *gener
 
 // fill loads the stream into a new Badger directory as sorted tables, without going through memtables, and checkpoints it.
 func (s *Shard) fill(ctx context.Context, path string, sr *snapshotReader) (err error) {
-	db, err := badger.OpenManaged(badgerOptions(path, &s.cfg))
+	db, err := badger.OpenManaged(badgerOptions(path, &s.cfg, true))
 	if err != nil {
 		return err
 	}

@@ -99,12 +99,15 @@ type Shard struct {
 	apply     sync.Mutex // Apply, Restore, Close; taken before the others
 	ledger    *ledger
 	observers []func(dc.Index, []any)
+	sleeper   sleeper
 
 	checkpoint sync.Mutex // one Checkpoint at a time; taken before mu
 
 	open sync.WaitGroup // generations whose files are open
 
 	mu      sync.Mutex
+	free    sync.Cond // with mu: signalled when a reader lets go and when paused ends
+	paused  bool      // new readers wait: the files are being reopened
 	gen     *generation
 	applied Mark
 	clock   int64
@@ -119,6 +122,8 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 		return nil, err
 	}
 	s := &Shard{dir: dir, cfg: cfg, machine: m}
+	s.free.L = &s.mu
+	s.sleeper.init(s)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, dc.Wrap(err, "storage.open", dir)
 	}
@@ -250,6 +255,9 @@ type Pinned struct {
 func (s *Shard) Pin() (*Pinned, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.paused {
+		s.free.Wait()
+	}
 	if s.failed != nil {
 		return nil, s.failed
 	}
@@ -284,6 +292,7 @@ func (p *Pinned) Release() {
 			delete(p.gen.pins, p.Index)
 		}
 		p.gen.unrefLocked()
+		p.shard.free.Broadcast()
 	})
 }
 
@@ -300,6 +309,7 @@ func (s *Shard) fail(err error) {
 
 // Close makes a checkpoint and closes the files. It waits for views and pins to end.
 func (s *Shard) Close() error {
+	s.sleeper.stop()
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.mu.Lock()
