@@ -1,6 +1,7 @@
 package logstore
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 )
 
 // segmentBytes is the size of one file of the log.
@@ -40,6 +42,7 @@ type Config struct {
 type walStore struct {
 	*Vote
 	wal    *wal.WAL
+	meta   *metadb.BoltMetaDB
 	logs   *raft.LogCache
 	fatal  func(error)
 	writes atomic.Int64 // start of the append under way, Unix nanoseconds; zero if none
@@ -56,7 +59,8 @@ func Open(cfg Config) (Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithLogger(hclog.NewNullLogger()))
+	meta := &metadb.BoltMetaDB{} // raft-wal does not close the one it makes itself
+	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(meta), wal.WithLogger(hclog.NewNullLogger()))
 	if err != nil {
 		return nil, fmt.Errorf("raft log %s: %w", dir, err)
 	}
@@ -69,7 +73,7 @@ func Open(cfg Config) (Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &walStore{Vote: vote, wal: w, logs: cache, fatal: cfg.Fatal}, nil
+	return &walStore{Vote: vote, wal: w, meta: meta, logs: cache, fatal: cfg.Fatal}, nil
 }
 
 func (s *walStore) FirstIndex() (uint64, error)              { return s.logs.FirstIndex() }
@@ -77,7 +81,7 @@ func (s *walStore) LastIndex() (uint64, error)               { return s.logs.Las
 func (s *walStore) GetLog(index uint64, log *raft.Log) error { return s.logs.GetLog(index, log) }
 func (s *walStore) StoreLog(log *raft.Log) error             { return s.StoreLogs([]*raft.Log{log}) }
 func (s *walStore) IsMonotonic() bool                        { return s.wal.IsMonotonic() }
-func (s *walStore) Close() error                             { return s.wal.Close() }
+func (s *walStore) Close() error                             { return errors.Join(s.wal.Close(), s.meta.Close()) }
 
 // StoreLogs appends and fsyncs.
 func (s *walStore) StoreLogs(logs []*raft.Log) error {
