@@ -25,7 +25,7 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	kick := make(chan struct{}, 1)
 	s.setKick(r.Group(), kick)
 	defer s.setKick(r.Group(), nil)
-	purgeFrom := time.Now().Add(file.OpenGrace)
+	purgeFrom := time.Now().Add(s.cfg.Grace)
 	quiet := map[dc.NodeID]time.Time{}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()

@@ -10,6 +10,8 @@ import (
 
 // opens knows which inodes the sessions of a group's users have open, as far as they have told this node.
 type opens struct {
+	grace time.Duration
+
 	mu       sync.Mutex
 	sessions map[uint64]*session
 	files    map[file.Ino]int // how many sessions have it open
@@ -25,7 +27,7 @@ func (s *Service) openFiles(g dc.GroupID) *opens {
 	defer s.mu.Unlock()
 	o := s.opens[g]
 	if o == nil {
-		o = &opens{sessions: map[uint64]*session{}, files: map[file.Ino]int{}}
+		o = &opens{grace: s.cfg.Grace, sessions: map[uint64]*session{}, files: map[file.Ino]int{}}
 		s.opens[g] = o
 	}
 	return o
@@ -88,7 +90,7 @@ func (o *opens) expire() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for id, x := range o.sessions {
-		if time.Since(x.heard) < file.OpenGrace {
+		if time.Since(x.heard) < o.grace {
 			continue
 		}
 		for ino := range x.files {

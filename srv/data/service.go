@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -27,7 +28,9 @@ type Deleter interface {
 type Config struct {
 	Replicas replica.Replicas
 	Deleter  Deleter
-	Log      *slog.Logger // default: discard
+	// Grace is how long a new leader purges nothing, and how long a silent session keeps its files open. Default file.OpenGrace.
+	Grace time.Duration
+	Log   *slog.Logger // default: discard
 }
 
 // Service serves the data groups that this node leads.
@@ -46,6 +49,9 @@ var _ dcpb.DataServer = (*Service)(nil)
 func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = file.OpenGrace
 	}
 	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, kicks: map[dc.GroupID]chan struct{}{}}
 }

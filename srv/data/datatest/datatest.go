@@ -1,0 +1,166 @@
+// Package datatest runs /dc/data's services in one process for tests: one metadata replica in memory and a real block store
+// on each of several nodes, which can be cut off.
+//
+//	c := datatest.New(t, 3)
+//	d := c.Client(2)           // as node 2 sees it
+//	c.Cut(3, true)             // node 3 no longer answers
+//
+// It is not a test of consensus: the metadata leader is node 1 and stays it.
+package datatest
+
+import (
+	"context"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/srv/client"
+	"missingos/srv/data"
+	"missingos/srv/dc"
+	"missingos/srv/replica"
+	"missingos/srv/rpc"
+	"missingos/storage/block"
+)
+
+// Group is the id of the one data group.
+const Group dc.GroupID = 4
+
+// grace is short, so that tests see purges; a test that keeps a file open must report it more often.
+const grace = time.Second
+
+// A Cluster is the running services.
+type Cluster struct {
+	t       testing.TB
+	Meta    *replica.Memory
+	Service *data.Service
+	nodes   []*node
+
+	mu  sync.Mutex
+	cut map[dc.NodeID]bool
+}
+
+type node struct {
+	id     dc.NodeID
+	local  *rpc.Local
+	store  *block.Store
+	blocks *data.Blocks
+	client *client.Data
+}
+
+// New starts the services of n nodes; they end with the test.
+func New(t testing.TB, n int) *Cluster { return NewSized(t, n, 0) }
+
+// NewSized is New with block stores of at most maxBytes each.
+func NewSized(t testing.TB, n int, maxBytes int64) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: grace})}
+	dir := t.TempDir()
+	for i := range n {
+		id := dc.NodeID(i + 1)
+		store, err := block.Open(block.Config{
+			Dir: filepath.Join(dir, strconv.Itoa(i+1)), Node: id, MaxBytes: maxBytes, ReserveBytes: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &node{id: id, local: rpc.NewLocal(), store: store, blocks: data.NewBlocks(store)}
+		x.blocks.Register(x.local)
+		c.nodes = append(c.nodes, x)
+	}
+	kind := c.Service.Kind()
+	c.Meta = replica.NewMemory(Group, kind)
+	c.Service.SetReplicas(c.Meta)
+	kind.Register(c.nodes[0].local)
+	for _, x := range c.nodes {
+		core := client.New(client.Config{Node: x.id, Nodes: c, Directory: c})
+		x.client = client.NewData(core, client.DataConfig{Store: x.store, Nodes: c.Nodes})
+	}
+	c.Service.SetDeleter(c.nodes[0].client)
+	t.Cleanup(c.close)
+	return c
+}
+
+func (c *Cluster) close() {
+	c.Meta.Close()
+	for _, x := range c.nodes {
+		x.client.Close()
+	}
+	for _, x := range c.nodes {
+		if err := x.store.Close(); err != nil {
+			c.t.Errorf("close the store of %s: %v", x.id, err)
+		}
+	}
+}
+
+// Client is node n's client.
+func (c *Cluster) Client(n dc.NodeID) *client.Data { return c.nodes[n-1].client }
+
+// Store is node n's block store.
+func (c *Cluster) Store(n dc.NodeID) *block.Store { return c.nodes[n-1].store }
+
+// Blocks is node n's block service.
+func (c *Cluster) Blocks(n dc.NodeID) *data.Blocks { return c.nodes[n-1].blocks }
+
+// Cut makes node n unreachable from the others, or reachable again.
+func (c *Cluster) Cut(n dc.NodeID, cut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut[n] = cut
+}
+
+// Nodes lists the nodes.
+func (c *Cluster) Nodes() []dc.NodeID {
+	var all []dc.NodeID
+	for _, x := range c.nodes {
+		all = append(all, x.id)
+	}
+	return all
+}
+
+// Conn implements client.Nodes.
+func (c *Cluster) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
+	if n == 0 || int(n) > len(c.nodes) {
+		return nil, dc.Errorf(dc.NotFound, "dial", n.String(), "no such node")
+	}
+	return &conn{c, n, c.nodes[n-1].local}, nil
+}
+
+// Group implements client.Directory.
+func (c *Cluster) Group(string) (dc.GroupID, error) { return Group, nil }
+
+// Replicas implements client.Directory.
+func (c *Cluster) Replicas(dc.GroupID) []dc.NodeID { return []dc.NodeID{1} }
+
+// conn refuses calls to a node that is cut off.
+type conn struct {
+	c     *Cluster
+	node  dc.NodeID
+	local *rpc.Local
+}
+
+func (x *conn) check() error {
+	x.c.mu.Lock()
+	defer x.c.mu.Unlock()
+	if x.c.cut[x.node] {
+		return dc.Errorf(dc.Unavailable, "dial", x.node.String(), "cut off")
+	}
+	return nil
+}
+
+func (x *conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	if err := x.check(); err != nil {
+		return err
+	}
+	return x.local.Invoke(ctx, method, args, reply, opts...)
+}
+
+func (x *conn) NewStream(ctx context.Context, d *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := x.check(); err != nil {
+		return nil, err
+	}
+	return x.local.NewStream(ctx, d, method, opts...)
+}
