@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -157,25 +158,42 @@ func TestALaggingFollowerGetsASnapshot(t *testing.T) {
 	lead, m := c.leader()
 	id := lead%3 + 1
 	c.stop(id)
-	for i := range 50 {
-		c.propose(fmt.Sprint(i + 1))
+	// Large commands, because the log forgets whole segment files only.
+	big := strings.Repeat("x", 1<<20)
+	for range 20 {
+		c.propose(big)
 	}
 	if err := m.group.Snapshot(); err != nil {
 		t.Fatal(err)
 	}
 	fresh := &journal{} // its state is lost, its log is short
+
 	late := c.start(id, fresh, nil)
-	eventually(t, func() bool { return len(late.machine.commands()) == 51 })
+	eventually(t, func() bool { return len(late.machine.commands()) == 21 })
 	if fresh.restore == 0 {
 		t.Error("the follower caught up without a snapshot: the log was not truncated")
 	}
 	c.propose("more")
-	eventually(t, func() bool { return len(late.machine.commands()) == 52 })
+	eventually(t, func() bool { return len(late.machine.commands()) == 22 })
 	// And it starts again from what it got.
 	machine := c.stop(id)
 	again := c.start(id, machine, nil)
 	c.propose("last")
-	eventually(t, func() bool { return len(again.machine.commands()) == 53 })
+	eventually(t, func() bool { return len(again.machine.commands()) == 23 })
+}
+
+func TestAFollowerFarBehindCatchesUpByMessagesOfBoundedSize(t *testing.T) {
+	c := newCluster(t, 3, fast)
+	c.propose("0")
+	lead, _ := c.leader()
+	id := lead%3 + 1
+	machine := c.stop(id)
+	big := strings.Repeat("x", 1<<20)
+	for range 12 { // more than one message may hold
+		c.propose(big)
+	}
+	late := c.start(id, machine, nil)
+	eventually(t, func() bool { return len(late.machine.commands()) == 13 })
 }
 
 func TestMembershipGrowsMovesAndShrinks(t *testing.T) {

@@ -123,6 +123,8 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 	if l.silent.Load() {
 		return errSilent
 	}
+	// Raft counts entries, not bytes. It reads back from args what was sent, so cutting them here is enough for it to go on from there.
+	args.Entries = upTo(args.Entries, maxAppendBytes)
 	r := &AppendRequest{
 		From: l.from(), Group: uint64(l.group), Term: args.Term, PrevIndex: args.PrevLogEntry, PrevTerm: args.PrevLogTerm,
 		Commit: args.LeaderCommitIndex, Entries: encodeEntries(args.Entries),
@@ -140,6 +142,17 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 		}
 		return err
 	})
+}
+
+// upTo gives the first entries that fit into limit bytes, at least one if there is one.
+func upTo(entries []*raft.Log, limit int) []*raft.Log {
+	size := 0
+	for i, e := range entries {
+		if size += len(e.Data); size > limit && i > 0 {
+			return entries[:i]
+		}
+	}
+	return entries
 }
 
 // RequestVote asks for a vote.

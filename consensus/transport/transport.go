@@ -21,6 +21,7 @@ const (
 	installTimeout   = 30 * time.Minute
 	pullStall        = 30 * time.Second
 	pullChunkBytes   = 256 * dc.KiB
+	maxAppendBytes   = 1 * dc.MiB // of entries in one message, unless one entry alone is larger
 )
 
 // Config says how a node speaks to others.
