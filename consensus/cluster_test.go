@@ -82,6 +82,8 @@ func (j *journal) Restore(_ context.Context, r io.Reader) error {
 	return nil
 }
 
+func (j *journal) restored() int { j.mu.Lock(); defer j.mu.Unlock(); return j.restore }
+
 func (j *journal) commands() []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()

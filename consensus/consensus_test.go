@@ -170,7 +170,7 @@ func TestALaggingFollowerGetsASnapshot(t *testing.T) {
 
 	late := c.start(id, fresh, nil)
 	eventually(t, func() bool { return len(late.machine.commands()) == 21 })
-	if fresh.restore == 0 {
+	if fresh.restored() == 0 {
 		t.Error("the follower caught up without a snapshot: the log was not truncated")
 	}
 	c.propose("more")

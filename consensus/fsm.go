@@ -17,7 +17,6 @@ import (
 // no-ops and barriers never come by here; so the count is kept here, with a term's barrier as its floor.
 type fsm struct {
 	g     *Group
-	ready atomic.Bool  // Raft runs
 	clock atomic.Int64 // of the last applied entry, or the last one stamped here
 	began atomic.Int64 // start of the apply under way, Unix nanoseconds; zero if none
 

@@ -38,19 +38,19 @@ type Group struct {
 	store logstore.Store
 	snaps *snapshots
 	lane  *transport.Lane
-	raft  *raft.Raft
+	raft  *raft.Raft // set before started is closed
 	fsm   *fsm
 	prop  *proposer
 	reads *reader
 
-	ctx    context.Context // ends with the group
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
+	started chan struct{}
+	ctx     context.Context // ends with the group
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
 
-	mu       sync.Mutex
-	lead     leadership
-	closed   bool
-	failures int
+	mu     sync.Mutex
+	lead   leadership
+	closed bool
 }
 
 // leadership is what a leader knows of its term; the zero value means that this replica does not lead, or is not ready to.
@@ -60,7 +60,7 @@ type leadership struct {
 }
 
 func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
-	g := &Group{cfg: cfg, host: h, log: h.cfg.Log.With("group", cfg.ID.String())}
+	g := &Group{cfg: cfg, host: h, started: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	var undo []func() error
 	defer func() {
@@ -90,7 +90,7 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	if g.raft, err = raft.NewRaft(conf, g.fsm, g.store, g.store, g.snaps, g.lane); err != nil {
 		return nil, err
 	}
-	g.fsm.ready.Store(true)
+	close(g.started)
 	g.prop = newProposer(g)
 	g.reads = newReader(g)
 	g.wg.Go(func() { g.follow(notify) })
@@ -300,6 +300,16 @@ func (g *Group) close(ctx context.Context, handOver bool) error {
 	return errors.Join(err, g.store.Close())
 }
 
+// running tells whether Raft has been started: messages can come in before NewRaft has returned.
+func (g *Group) running() bool {
+	select {
+	case <-g.started:
+		return true
+	default:
+		return false
+	}
+}
+
 // replica answers the transport's questions about this group.
 type replica struct{ g *Group }
 
@@ -307,14 +317,14 @@ var _ transport.Replica = replica{}
 
 // CurrentTerm is zero until Raft runs, which no leader's term is.
 func (r replica) CurrentTerm() uint64 {
-	if !r.g.fsm.ready.Load() {
+	if !r.g.running() {
 		return 0
 	}
 	return r.g.raft.CurrentTerm()
 }
 
 func (r replica) Progress() (applied, last uint64) {
-	if !r.g.fsm.ready.Load() {
+	if !r.g.running() {
 		return 0, 0
 	}
 	return r.g.fsm.index(), r.g.raft.LastIndex()

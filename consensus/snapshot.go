@@ -195,6 +195,7 @@ func (g *Group) restore(r io.Reader) error {
 	if err := json.Unmarshal(b, &m); err != nil || m.Version != manifestVersion || m.Group != g.cfg.ID {
 		return fmt.Errorf("snapshot manifest of group %s is not usable: %q", g.cfg.ID, b)
 	}
+	<-g.started // NewRaft itself never restores, it only starts the goroutine that called this
 	var errs error
 	for _, n := range g.sources(m.Source) {
 		if err := g.pull(n, m); err != nil {
