@@ -1,0 +1,152 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"missingos/srv/dc"
+	"missingos/srv/dcpb"
+)
+
+const (
+	heartbeatEvery   = time.Second
+	heartbeatTimeout = 3 * time.Second
+	registerTimeout  = 10 * time.Second
+)
+
+// beats tells meta's leader once a second that this node lives, until ctx ends. It returns an error only if the node has been removed.
+func (n *Node) beats(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	var moving sync.WaitGroup
+	defer moving.Wait()
+	for {
+		reply, err := n.beat(ctx)
+		switch {
+		case errors.Is(err, dc.Stale), err == nil && reply.Removed:
+			return dc.Errorf(dc.Stale, "run", n.id.Node.String(), "this node has been removed from the cluster; its directory %s is of no more use", n.cfg.Dir)
+		case err != nil:
+			n.log.Debug("heartbeat", "err", err)
+		default:
+			n.directory.confirm(reply.MapVersion)
+			for _, move := range reply.Moves {
+				moving.Go(func() { n.handOver(ctx, dc.GroupID(move.Group), dc.NodeID(move.To)) })
+			}
+			n.dropReplicas(ctx, reply.Drop)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (n *Node) beat(ctx context.Context) (*dcpb.MetaHeartbeatReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, heartbeatTimeout)
+	defer cancel()
+	req := &dcpb.MetaHeartbeatRequest{Cpus: uint32(runtime.NumCPU())}
+	req.FreeBytes, req.TotalBytes = n.space.sizes()
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		unit := uint64(info.Unit)
+		req.MemoryBytes, req.MemoryFreeBytes = uint64(info.Totalram)*unit, uint64(info.Freeram+info.Bufferram)*unit
+		req.Load = float64(info.Loads[0]) / (1 << 16)
+	}
+	for _, m := range n.replicas.all() {
+		req.Replicas = append(req.Replicas, m.state())
+	}
+	return n.meta.Heartbeat(ctx, req)
+}
+
+// state describes a replica for meta's leader.
+func (m *member) state() *dcpb.MetaReplicaState {
+	st := m.group.Status()
+	s := &dcpb.MetaReplicaState{
+		Group: uint64(m.id), Leader: uint64(st.Leader), Term: uint64(st.Term), Commit: uint64(st.Commit), Applied: uint64(st.Applied),
+	}
+	if st.Leading {
+		for _, member := range st.Members {
+			s.Members = append(s.Members, &dcpb.MetaMember{Node: uint64(member.Node), Voter: member.Voter})
+		}
+	}
+	return s
+}
+
+// handOver moves a leadership as meta's leader asked.
+func (n *Node) handOver(ctx context.Context, g dc.GroupID, to dc.NodeID) {
+	m, ok := n.replicas.member(g)
+	if !ok || !m.group.IsLeader() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+	defer cancel()
+	if err := m.group.TransferTo(ctx, to); err != nil {
+		n.log.Info("leadership not handed over", "group", g.String(), "to", to.String(), "err", err)
+	}
+}
+
+// dropReplicas destroys replicas that meta's leader has seen to be superfluous, if the map here does not want them either.
+func (n *Node) dropReplicas(ctx context.Context, groups []uint64) {
+	for _, id := range groups {
+		g := dc.GroupID(id)
+		rec, ok := n.directory.group(g)
+		if !ok || slices.Contains(rec.Nodes, uint64(n.id.Node)) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+		if err := n.replicas.destroy(ctx, g); err != nil {
+			n.log.Warn("replica is not destroyed", "group", g.String(), "err", err)
+		}
+		cancel()
+	}
+}
+
+// register tells the cluster where this node listens now, until it has been heard or ctx ends.
+func (n *Node) register(ctx context.Context) {
+	for ctx.Err() == nil {
+		attempt, cancel := context.WithTimeout(ctx, registerTimeout)
+		err := n.meta.Register(attempt, n.address, Version)
+		cancel()
+		if err == nil {
+			n.log.Info("registered", "address", n.address)
+			return
+		}
+		n.log.Debug("register", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(heartbeatEvery):
+		}
+	}
+}
+
+// host opens the replicas that the map wants here, at every change of it, until ctx ends.
+func (n *Node) host(ctx context.Context) {
+	for {
+		changes := n.directory.changes()
+		again := false
+		for _, rec := range n.directory.wanted() {
+			if err := n.replicas.ensure(rec, rec.Bootstrap == uint64(n.id.Node)); err != nil && !errors.Is(err, dc.Unsupported) {
+				n.log.Error("replica is not opened", "group", dc.GroupID(rec.Id).String(), "err", err)
+				again = true
+			}
+		}
+		n.conns.prune(n.directory.removed)
+		var retry <-chan time.Time
+		if again {
+			retry = time.After(heartbeatEvery)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changes:
+		case <-retry:
+		}
+	}
+}

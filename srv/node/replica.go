@@ -1,0 +1,108 @@
+package node
+
+import (
+	"context"
+	"io"
+	"math/rand/v2"
+	"sync/atomic"
+
+	"missingos/consensus"
+	"missingos/srv/dc"
+	"missingos/srv/replica"
+	"missingos/storage"
+	"missingos/storage/command"
+)
+
+// A member is this node's replica of one group: agreement and disk together.
+type member struct {
+	id    dc.GroupID
+	kind  replica.Kind
+	dir   string
+	shard *storage.Shard
+	group *consensus.Group
+	ready chan struct{} // closed when group is set: it may lead before Open has returned
+
+	client uint64 // of the request ids of the daemon's own commands
+	seq    atomic.Uint64
+}
+
+var _ replica.Replica = (*member)(nil)
+
+func newMember(id dc.GroupID, kind replica.Kind, dir string) *member {
+	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), client: rand.Uint64() | 1}
+}
+
+// Group implements replica.Replica.
+func (m *member) Group() dc.GroupID { return m.id }
+
+// Propose implements replica.Replica.
+func (m *member) Propose(ctx context.Context, id dc.RequestID, body []byte) ([]byte, error) {
+	res, err := m.group.Propose(ctx, command.Encode(id, body))
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, res.Err
+}
+
+// View implements replica.Replica.
+func (m *member) View(ctx context.Context, fn func(storage.Reader) error) error {
+	if err := m.group.ReadBarrier(ctx); err != nil {
+		return err
+	}
+	return m.shard.View(fn)
+}
+
+// Local implements replica.Replica.
+func (m *member) Local(fn func(storage.Reader) error) error { return m.shard.View(fn) }
+
+// Clock implements replica.Replica.
+func (m *member) Clock() int64 { return m.group.Clock() }
+
+// ownInFlight is how many of the daemon's own commands to one group may be unanswered before the oldest lose their protection against
+// being applied twice.
+const ownInFlight = dc.MaxInFlightPerClient / 2
+
+// NewID implements replica.Replica.
+func (m *member) NewID() dc.RequestID {
+	seq := m.seq.Add(1)
+	return dc.RequestID{Client: m.client, Seq: seq, Done: max(1, seq-min(seq, ownInFlight)), Issued: m.Clock()}
+}
+
+// stateMachine shows a shard to consensus.
+type stateMachine struct{ shard *storage.Shard }
+
+var _ consensus.StateMachine = stateMachine{}
+
+// Apply implements consensus.StateMachine.
+func (s stateMachine) Apply(entries []consensus.Entry) [][]consensus.Result {
+	in := make([]storage.Entry, len(entries))
+	for i, e := range entries {
+		in[i] = storage.Entry{Index: e.Index, Term: e.Term, Clock: e.Clock, Commands: e.Commands}
+	}
+	out := make([][]consensus.Result, len(entries))
+	for i, results := range s.shard.Apply(in) {
+		out[i] = make([]consensus.Result, len(results))
+		for j, r := range results {
+			out[i][j] = consensus.Result{Body: r.Body, Err: r.Err}
+		}
+	}
+	return out
+}
+
+// Applied implements consensus.StateMachine.
+func (s stateMachine) Applied() dc.Index { return s.shard.Applied() }
+
+// Clock implements consensus.StateMachine.
+func (s stateMachine) Clock() int64 { return s.shard.Clock() }
+
+// Checkpoint implements consensus.StateMachine.
+func (s stateMachine) Checkpoint() error { return s.shard.Checkpoint() }
+
+// WriteSnapshot implements consensus.StateMachine.
+func (s stateMachine) WriteSnapshot(ctx context.Context, w io.Writer) error {
+	_, err := s.shard.WriteSnapshot(ctx, w)
+	return err
+}
+
+// Restore implements consensus.StateMachine.
+func (s stateMachine) Restore(ctx context.Context, r io.Reader) error { return s.shard.Restore(ctx, r) }

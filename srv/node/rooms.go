@@ -1,0 +1,93 @@
+package node
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/grpc"
+
+	"missingos/fs"
+	"missingos/fs/lockfs"
+	"missingos/fs/nodefs"
+	"missingos/fs/synth"
+	"missingos/srv/client"
+	"missingos/srv/dc"
+	"missingos/srv/lock"
+	"missingos/srv/meta"
+	"missingos/srv/replica"
+)
+
+// rooms are the services that this node offers and the trees that it shows.
+type rooms struct {
+	kinds    map[string]replica.Kind
+	register []func(grpc.ServiceRegistrar) // services that belong to no kind of group
+	run      []func(ctx context.Context)   // what a service does on every node
+	closers  []closer                      // what must end while the node still serves, in the order of opening
+	mount    fs.Config
+
+	mounted *fs.Mounted
+}
+
+// openRooms makes every service, its client and its tree.
+func (n *Node) openRooms() (*rooms, error) {
+	r := &rooms{kinds: map[string]replica.Kind{}}
+	door := synth.NewDoor(n.id.Node, n.log)
+	r.mount = fs.Config{
+		Mountpoint: n.cfg.Mount, Node: n.id.Node, Door: door, Rooms: map[string]synth.Dir{}, Stat: n.stat, Log: n.log,
+	}
+
+	metaService := meta.New(meta.Config{
+		Local: func() (replica.Replica, bool) { return n.replicas.local(dc.MetaGroup) },
+		Known: n.directory.snapshot, DeadAfter: n.cfg.DeadAfter, Log: n.log,
+	})
+	r.kinds[dc.KindMeta] = metaService.Kind()
+	r.mount.Rooms["nodes"] = nodefs.New(n.meta)
+
+	r.kinds[dc.KindLock] = lock.New(lock.Config{Log: n.log}).Kind()
+	locks := client.NewLock(n.client)
+	r.closers = append(r.closers, closer{"locks", locks.Close})
+	r.mount.Rooms["lock"] = lockfs.New(locks)
+	return r, nil
+}
+
+// mount shows the tree.
+func (n *Node) mount() error {
+	m, err := fs.Mount(n.rooms.mount)
+	if err != nil {
+		return err
+	}
+	n.rooms.mounted = m
+	n.closes("mount", m.Unmount)
+	n.loops.Go(func() {
+		<-m.Done()
+		n.end(dc.Errorf(dc.Unavailable, "run", m.Path(), "the mount was taken away"))
+	})
+	return nil
+}
+
+func (n *Node) mountPath() string {
+	if n.rooms.mounted == nil {
+		return ""
+	}
+	return n.rooms.mounted.Path()
+}
+
+// stat is the content of /dc/.dc/stat.
+func (n *Node) stat(ctx context.Context) ([]synth.Pair, error) {
+	pairs := []synth.Pair{{Key: "cluster", Value: n.id.Cluster}, {Key: "node", Value: n.id.Name}, {Key: "version", Value: Version + " " + Commit}}
+	st, err := n.meta.ClusterStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	up := 0
+	for _, node := range st.Nodes {
+		if node.State == "up" {
+			up++
+		}
+		pairs = append(pairs, synth.Pair{Key: "node." + node.Name, Value: fmt.Sprintf("%s %s free %d of %d", node.State, node.Address, node.FreeBytes, node.TotalBytes)})
+	}
+	for _, g := range st.Groups {
+		pairs = append(pairs, synth.Pair{Key: "group." + g.Name, Value: fmt.Sprintf("leader %s term %d replicas %d", dc.NodeID(g.Leader), g.Term, len(g.Replicas))})
+	}
+	return append(pairs, synth.Pair{Key: "nodes_up", Value: up}), nil
+}
