@@ -36,6 +36,13 @@ const (
 	LockDelay         = time.Second // the default: how long a lock lost with its session stays free
 	LockSessionMargin = time.Second // a node stops trusting its session this long before the leader may end it
 
+	MaxTopicGroups     = 1000             // consumer groups of one topic
+	MaxTopicInFlight   = 20_000           // messages of one consumer group delivered and not acknowledged; more are held back
+	MaxTopicTake       = 256              // messages taken or settled by one request
+	MaxTopicWaiters    = 4096             // readers of consumer groups and followers of logs that one leader lets wait
+	TopicVisibility    = 30 * time.Second // the default: how long a reader may take before a message goes to another
+	MaxTopicVisibility = 12 * time.Hour
+
 	MaxInFlightPerClient = 4096 // mutations a client may have unanswered
 	MaxScanPage          = 1024 // entries a paged answer may hold
 	MaxRecentErrors      = 256  // kept at /dc/.dc/errors
