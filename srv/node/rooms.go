@@ -3,6 +3,8 @@ package node
 import (
 	"context"
 	"fmt"
+	"path/filepath"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -11,10 +13,13 @@ import (
 	"missingos/fs/nodefs"
 	"missingos/fs/synth"
 	"missingos/srv/client"
+	"missingos/srv/data"
 	"missingos/srv/dc"
+	"missingos/srv/dc/file"
 	"missingos/srv/lock"
 	"missingos/srv/meta"
 	"missingos/srv/replica"
+	"missingos/storage/block"
 )
 
 // rooms are the services that this node offers and the trees that it shows.
@@ -36,18 +41,73 @@ func (n *Node) openRooms() (*rooms, error) {
 		Mountpoint: n.cfg.Mount, Node: n.id.Node, Door: door, Rooms: map[string]synth.Dir{}, Stat: n.stat, Log: n.log,
 	}
 
-	metaService := meta.New(meta.Config{
+	n.openMeta(r)
+	n.openLock(r)
+	if err := n.openData(r); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (n *Node) openMeta(r *rooms) {
+	service := meta.New(meta.Config{
 		Local: func() (replica.Replica, bool) { return n.replicas.local(dc.MetaGroup) },
 		Known: n.directory.snapshot, DeadAfter: n.cfg.DeadAfter, Log: n.log,
 	})
-	r.kinds[dc.KindMeta] = metaService.Kind()
+	r.kinds[dc.KindMeta] = service.Kind()
 	r.mount.Rooms["nodes"] = nodefs.New(n.meta)
+}
 
+func (n *Node) openLock(r *rooms) {
 	r.kinds[dc.KindLock] = lock.New(lock.Config{Log: n.log}).Kind()
 	locks := client.NewLock(n.client)
 	r.closers = append(r.closers, closer{"locks", locks.Close})
 	r.mount.Rooms["lock"] = lockfs.New(locks)
-	return r, nil
+}
+
+const (
+	blocksDir = "blocks"
+	// collectEvery is how often a node looks for blocks that no file references.
+	collectEvery = time.Hour
+)
+
+func (n *Node) openData(r *rooms) error {
+	store, err := block.Open(block.Config{
+		Dir: filepath.Join(n.cfg.Dir, blocksDir), Node: n.id.Node, ReserveBytes: int64(n.space.limit()), Fatal: n.cfg.Fatal, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.closes("blocks", func(context.Context) error { return store.Close() })
+	blocks := data.NewBlocks(store)
+	r.register = append(r.register, blocks.Register)
+	files := client.NewData(n.client, client.DataConfig{Store: store})
+	r.closers = append(r.closers, closer{"files", func(context.Context) error { files.Close(); return nil }})
+	r.kinds[dc.KindData] = data.New(data.Config{Replicas: n.replicas, Deleter: files, Log: n.log}).Kind()
+	r.run = append(r.run, func(ctx context.Context) {
+		every(ctx, collectEvery, func() {
+			if deleted, err := blocks.CollectOrphans(ctx, files, file.OrphanAge); err != nil {
+				n.log.Warn("unreferenced blocks are not collected", "err", err)
+			} else if deleted > 0 {
+				n.log.Info("unreferenced blocks collected", "blocks", deleted)
+			}
+		})
+	})
+	return nil
+}
+
+// every calls fn each period until ctx ends.
+func every(ctx context.Context, period time.Duration, fn func()) {
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			fn()
+		}
+	}
 }
 
 // mount shows the tree.
