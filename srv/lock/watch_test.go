@@ -54,6 +54,18 @@ func (n node) follow(t *testing.T, w client.LockWatch, each func(client.LockRevi
 	return f
 }
 
+// over waits for the end of the watch and gives why.
+func (f *follower) over(t *testing.T) error {
+	t.Helper()
+	select {
+	case <-f.ended:
+		return f.err
+	case <-time.After(10 * time.Minute):
+		t.Fatal("the watch goes on")
+		return nil
+	}
+}
+
 func (f *follower) told() []client.LockRevision {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -242,8 +254,7 @@ func TestWatchAtTheEdgeOfACompaction(t *testing.T) {
 			t.Fatalf("told %+v", revs)
 		}
 		below := n.follow(t, client.LockWatch{From: gone - 1, Recursive: true}, nil)
-		<-below.ended
-		wantKind(t, below.err, dc.Stale)
+		wantKind(t, below.over(t), dc.Stale)
 		if want := fmt.Sprintf("the oldest that is kept is %d", gone); !strings.Contains(below.err.Error(), want) {
 			t.Fatalf("%v, want it to say %q", below.err, want)
 		}
@@ -272,8 +283,7 @@ func TestSlowWatchIsToldOfACompaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		close(block)
-		<-slow.ended
-		wantKind(t, slow.err, dc.Stale)
+		wantKind(t, slow.over(t), dc.Stale)
 		for i, rev := range slow.told() {
 			if rev.Revision != dc.Revision(i+1) {
 				t.Fatalf("skipped to revision %d before it was told of the compaction", rev.Revision)
@@ -294,9 +304,8 @@ func TestWatcherCanStop(t *testing.T) {
 			return nil
 		})
 		n.put(t, "f", "x")
-		<-f.ended
-		if !errors.Is(f.err, enough) {
-			t.Fatal(f.err)
+		if err := f.over(t); !errors.Is(err, enough) {
+			t.Fatal(err)
 		}
 	})
 }
