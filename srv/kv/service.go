@@ -1,0 +1,191 @@
+package kv
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"missingos/srv/dc"
+	"missingos/srv/dcpb"
+	"missingos/srv/replica"
+	"missingos/srv/rpc"
+	"missingos/storage"
+	"missingos/storage/command"
+	"missingos/storage/machine/kv"
+)
+
+// Descriptors is what the service needs of meta: to forget a table whose rows are gone. client.Meta is one.
+type Descriptors interface {
+	RemoveDescriptor(ctx context.Context, kind string, id uint64) error
+}
+
+// Config is what the service needs. Replicas is required.
+type Config struct {
+	Replicas replica.Replicas
+	// Descriptors, if set, is told when a dropped table has been swept.
+	Descriptors Descriptors
+	Log         *slog.Logger
+}
+
+// Service serves the kv groups that this node leads.
+type Service struct {
+	dcpb.UnimplementedKVServer
+	cfg Config
+}
+
+var _ dcpb.KVServer = (*Service)(nil)
+
+// New makes the service. It does nothing until its Kind is given to a node.
+func New(cfg Config) *Service {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Service{cfg: cfg}
+}
+
+// Kind says how a node runs kv groups.
+func (s *Service) Kind() replica.Kind {
+	return replica.Kind{
+		Name:     dc.KindKV,
+		Machine:  kv.New,
+		Lead:     s.lead,
+		Register: func(r grpc.ServiceRegistrar) { dcpb.RegisterKVServer(r, s) },
+	}
+}
+
+// admit finds the replica that a request is for and tells who asks. It is the one place where requests to the kv service are authorised: a
+// caller must name the node it speaks from; which rows a user may open is decided by the kernel at the mount, from the modes that rows and tables show.
+func (s *Service) admit(op string, h *dcpb.Header) (replica.Replica, dc.Principal, error) {
+	p := rpc.Principal(h)
+	if p.Node == 0 {
+		return nil, p, dc.Errorf(dc.Denied, op, "", "the request names no node")
+	}
+	r, err := s.cfg.Replicas.Leading(dc.GroupID(h.GetGroup()))
+	return r, p, err
+}
+
+// change admits a request, replicates op, and answers with what became of the row.
+func (s *Service) change(ctx context.Context, name string, h *dcpb.Header, op any) (*dcpb.KVChangeReply, error) {
+	r, _, err := s.admit(name, h)
+	if err != nil {
+		return nil, err
+	}
+	res, err := propose(ctx, r, rpc.RequestID(h), op)
+	if err != nil {
+		return nil, err
+	}
+	reply := &dcpb.KVChangeReply{Revision: res.Revision}
+	if res.Row != nil {
+		reply.Row = rowInfo(nil, res.Row)
+	}
+	return reply, nil
+}
+
+func propose(ctx context.Context, r replica.Replica, id dc.RequestID, op any) (*command.KVResult, error) {
+	body, err := kv.Command(op)
+	if err != nil {
+		return nil, dc.Errorf(dc.Internal, "kv", "", "encode %T: %w", op, err)
+	}
+	out, err := r.Propose(ctx, id, body)
+	if err != nil {
+		return nil, err
+	}
+	res := &command.KVResult{}
+	if err := proto.Unmarshal(out, res); err != nil {
+		return nil, dc.Errorf(dc.Internal, "kv", "", "decode result of %T: %w", op, err)
+	}
+	return res, nil
+}
+
+// view admits a request and runs fn on a linearizable view of a table that was not dropped.
+func (s *Service) view(ctx context.Context, name string, h *dcpb.Header, table uint64, fn func(storage.Reader) error) error {
+	r, _, err := s.admit(name, h)
+	if err != nil {
+		return err
+	}
+	return r.View(ctx, func(rd storage.Reader) error {
+		if err := kv.Open(rd, name, table); err != nil {
+			return err
+		}
+		return fn(rd)
+	})
+}
+
+func rowInfo(key []byte, r *command.KVRow) *dcpb.KVRowInfo {
+	return &dcpb.KVRowInfo{
+		Key: key, Dir: r.Dir, Size: r.Size, Revision: r.Revision, Created: r.Created, MtimeMs: r.MtimeMs, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid,
+	}
+}
+
+func owner(p dc.Principal, mode uint32) *command.KVOwner {
+	return &command.KVOwner{Uid: p.UID, Gid: p.GID, Mode: mode & 0o7777}
+}
+
+// Times of the sweep of dropped tables.
+const (
+	sweepEvery  = 10 * time.Second // looks for dropped tables; a drop wakes it at once
+	sweepPause  = 5 * time.Millisecond
+	sweepTables = 64
+)
+
+// lead sweeps dropped tables while this node leads the group.
+func (s *Service) lead(ctx context.Context, r replica.Replica) {
+	for {
+		if err := s.sweepAll(ctx, r); err != nil && ctx.Err() == nil {
+			s.cfg.Log.Warn("sweep of dropped tables stopped", "group", r.Group().String(), "err", err)
+		}
+		select {
+		case <-time.After(sweepEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Service) sweepAll(ctx context.Context, r replica.Replica) error {
+	after := uint64(0)
+	for {
+		var tables []uint64
+		err := r.Local(func(rd storage.Reader) error {
+			tables = kv.Unswept(rd, after, sweepTables)
+			return nil
+		})
+		if err != nil || len(tables) == 0 {
+			return err
+		}
+		for _, t := range tables {
+			if err := s.sweepTable(ctx, r, t); err != nil {
+				return err
+			}
+			after = t
+		}
+	}
+}
+
+func (s *Service) sweepTable(ctx context.Context, r replica.Replica, table uint64) error {
+	for {
+		once, cancel := context.WithTimeout(ctx, dc.OpTimeout)
+		res, err := propose(once, r, r.NewID(), &command.KVSweep{Table: table})
+		cancel()
+		if err != nil {
+			return err
+		}
+		if !res.More {
+			break
+		}
+		select { // leave room for what users wait for
+		case <-time.After(sweepPause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if s.cfg.Descriptors == nil {
+		return nil
+	}
+	once, cancel := context.WithTimeout(ctx, dc.OpTimeout)
+	defer cancel()
+	return s.cfg.Descriptors.RemoveDescriptor(once, "table", table)
+}
