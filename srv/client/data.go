@@ -173,26 +173,26 @@ func (d *Data) Link(ctx context.Context, ino, dir file.Ino, name string) (file.A
 	return attrOf(out.GetAttr()), err
 }
 
-// Unlink removes a name, or with rmdir an empty directory.
-func (d *Data) Unlink(ctx context.Context, dir file.Ino, name string, rmdir bool) error {
+// Unlink removes a name, or with rmdir an empty directory. gone is the inode whose last name it was, or 0.
+func (d *Data) Unlink(ctx context.Context, dir file.Ino, name string, rmdir bool) (gone file.Ino, err error) {
 	q := &dcpb.DataUnlinkRequest{Parent: uint64(dir), Name: []byte(name), Dir: rmdir, Now: d.now()}
-	_, err := d.change(ctx, dir, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+	out, err := d.change(ctx, dir, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
 		q.Header = h
 		return s.Unlink(ctx, q)
 	})
-	return err
+	return file.Ino(out.GetGone()), err
 }
 
-// Rename moves a name; flags are renameat2(2)'s.
-func (d *Data) Rename(ctx context.Context, dir file.Ino, name string, newDir file.Ino, newName string, flags uint32) error {
+// Rename moves a name; flags are renameat2(2)'s. gone is the inode that was replaced, if that was its last name, or 0.
+func (d *Data) Rename(ctx context.Context, dir file.Ino, name string, newDir file.Ino, newName string, flags uint32) (gone file.Ino, err error) {
 	q := &dcpb.DataRenameRequest{
 		Parent: uint64(dir), Name: []byte(name), NewParent: uint64(newDir), NewName: []byte(newName), Flags: flags, Now: d.now(),
 	}
-	_, err := d.change(ctx, dir, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+	out, err := d.change(ctx, dir, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
 		q.Header = h
 		return s.Rename(ctx, q)
 	})
-	return err
+	return file.Ino(out.GetGone()), err
 }
 
 // SetAttr changes attributes and gives them as they are then.

@@ -241,36 +241,63 @@ func (d *Data) readAt(ctx context.Context, n dc.NodeID, id file.BlockID, off int
 	return got, nil
 }
 
-// SyncBlocks makes what was written to the nodes before durable on two of them, or on the one there is.
-func (d *Data) SyncBlocks(ctx context.Context, nodes []dc.NodeID) error {
-	enough := min(enoughNodes, len(nodes))
-	if enough == 0 {
-		return nil
+// SyncBlocks makes blocks durable that were written before: each element of placed is the nodes that hold some of them, and
+// two of those (or the one there is) must have it on disk.
+func (d *Data) SyncBlocks(ctx context.Context, placed [][]dc.NodeID) error {
+	type outcome struct {
+		node dc.NodeID
+		err  error
 	}
-	outcomes := make(chan error, len(nodes))
+	var nodes []dc.NodeID
+	for _, set := range placed {
+		for _, n := range set {
+			if !slices.Contains(nodes, n) {
+				nodes = append(nodes, n)
+			}
+		}
+	}
+	outcomes := make(chan outcome, len(nodes))
 	for _, n := range nodes {
 		d.writes.Go(func() {
 			attempt, cancel := context.WithTimeout(context.WithoutCancel(ctx), putTimeout)
 			defer cancel()
-			outcomes <- d.syncAt(attempt, n)
+			outcomes <- outcome{n, d.syncAt(attempt, n)}
 		})
 	}
+	synced := map[dc.NodeID]bool{}
 	var errs []error
-	for done := 0; done < enough; {
+	for range nodes {
+		if allSynced(placed, synced) {
+			return nil
+		}
 		select {
-		case err := <-outcomes:
-			if err == nil {
-				done++
-				continue
-			}
-			if errs = append(errs, err); len(errs) > len(nodes)-enough {
-				return dc.Errorf(dc.Unavailable, "fsync", "", "the data is not on the disks of %d nodes: %w", enough, errors.Join(errs...))
+		case o := <-outcomes:
+			if synced[o.node] = o.err == nil; o.err != nil {
+				errs = append(errs, o.err)
 			}
 		case <-ctx.Done():
-			return dc.Errorf(dc.KindOf(ctx.Err()), "fsync", "", "%d of %d nodes have written the data to disk in time", done, enough)
+			return dc.Errorf(dc.KindOf(ctx.Err()), "fsync", "", "too few nodes have written the data to disk in time")
 		}
 	}
-	return nil
+	if allSynced(placed, synced) {
+		return nil
+	}
+	return dc.Errorf(dc.Unavailable, "fsync", "", "the data is not on the disks of %d nodes: %w", enoughNodes, errors.Join(errs...))
+}
+
+func allSynced(placed [][]dc.NodeID, synced map[dc.NodeID]bool) bool {
+	for _, set := range placed {
+		done := 0
+		for _, n := range set {
+			if synced[n] {
+				done++
+			}
+		}
+		if done < min(enoughNodes, len(set)) {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *Data) syncAt(ctx context.Context, n dc.NodeID) error {

@@ -89,7 +89,7 @@ func TestBlocksAreOnThreeNodesAndReadableFromAll(t *testing.T) {
 		if got, err := read(t, c, n, a.Ino); err != nil || !bytes.Equal(got, p) {
 			t.Fatalf("from %s: %d bytes, %v", n, len(got), err)
 		}
-		if err := c.Client(n).SyncBlocks(as(t, n), l.Nodes); err != nil {
+		if err := c.Client(n).SyncBlocks(as(t, n), [][]dc.NodeID{l.Nodes}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -187,7 +187,7 @@ func TestOpenFilesOutliveTheirNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"open", "closed"} {
-		if err := c.Client(2).Unlink(as(t, 2), file.Root, name, false); err != nil {
+		if gone, err := c.Client(2).Unlink(as(t, 2), file.Root, name, false); err != nil || gone == 0 {
 			t.Fatal(err)
 		}
 	}

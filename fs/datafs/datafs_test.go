@@ -1,0 +1,61 @@
+package datafs_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/posixtest"
+	"go.uber.org/goleak"
+
+	"missingos/fs"
+	"missingos/fs/datafs"
+	"missingos/fs/synth"
+	"missingos/srv/data/datatest"
+	"missingos/srv/dc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// mount attaches node n's /dc and gives the path of its data directory.
+func mount(t *testing.T, c *datatest.Cluster, n dc.NodeID) string {
+	t.Helper()
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("no FUSE here")
+	}
+	door := synth.NewDoor(n, nil)
+	data := datafs.New(datafs.Config{Service: c.Client(n), Door: door, Node: n})
+	m, err := fs.Mount(fs.Config{Mountpoint: filepath.Join(t.TempDir(), "dc"), Node: n, Door: door, Data: data, KillPriv: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := m.Unmount(ctx); err != nil {
+			t.Error(err)
+		}
+		if err := data.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return filepath.Join(m.Path(), "data")
+}
+
+func TestPosix(t *testing.T) {
+	root := mount(t, datatest.New(t, 3), 2)
+	for name, fn := range posixtest.All {
+		if name == "FcntlFlockLocksFile" {
+			continue // it wants two descriptors of one process to exclude each other, which POSIX forbids and ext4 does not do
+		}
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(root, name)
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			fn(t, dir)
+		})
+	}
+}
