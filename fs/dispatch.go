@@ -157,8 +157,33 @@ func (d *dispatch) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.
 	return instead(d.of(in.NodeId).Tmpfile(cancel, in, out), fuse.ENOTSUP)
 }
 
+// AtomicTruncater is a data room whose Open and Create heed O_TRUNC themselves.
+type AtomicTruncater interface {
+	AtomicTruncate() bool
+}
+
+// Open passes O_TRUNC on (the mount asks for FUSE_ATOMIC_O_TRUNC, so that a handle knows it replaces its file), to a data
+// room that does not heed it as the truncation that the kernel would have sent.
 func (d *dispatch) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	return instead(d.of(in.NodeId).Open(cancel, in, out), fuse.EIO)
+	to := d.of(in.NodeId)
+	a, ok := to.(AtomicTruncater)
+	if to == fuse.RawFileSystem(d.synth) || in.Flags&unix.O_TRUNC == 0 || ok && a.AtomicTruncate() {
+		return instead(to.Open(cancel, in, out), fuse.EIO)
+	}
+	in.Flags &^= unix.O_TRUNC
+	if st := to.Open(cancel, in, out); st != fuse.OK {
+		return instead(st, fuse.EIO)
+	}
+	cut := fuse.SetAttrIn{SetAttrInCommon: fuse.SetAttrInCommon{InHeader: in.InHeader, Valid: fuse.FATTR_SIZE}}
+	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		cut.Valid |= fuse.FATTR_KILL_SUIDGID
+	}
+	var attr fuse.AttrOut
+	if st := to.SetAttr(cancel, &cut, &attr); st != fuse.OK {
+		to.Release(nil, &fuse.ReleaseIn{InHeader: in.InHeader, Fh: out.Fh, Flags: in.Flags})
+		return instead(st, fuse.EIO)
+	}
+	return fuse.OK
 }
 
 func (d *dispatch) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {

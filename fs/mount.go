@@ -99,7 +99,9 @@ func mountOptions(cfg Config, log *slog.Logger) *fuse.MountOptions {
 		MaxWrite:      maxWriteBytes,
 		MaxBackground: maxBackground,
 		EnableLocks:   true,
-		Logger:        slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// A handle learns from its Open that it replaces its file, instead of from a later call that names no handle.
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC,
+		Logger:            slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		PanicHandler: func(v any) fuse.Status {
 			log.Error("panic in a file operation", "panic", v, "stack", string(debug.Stack()))
 			return fuse.EIO

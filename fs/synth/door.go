@@ -194,6 +194,7 @@ var errnos = map[dc.Kind]syscall.Errno{
 	dc.Range:        unix.ERANGE,
 	dc.NoDevice:     unix.ENXIO,
 	dc.BadHandle:    unix.EBADF,
+	dc.CrossDevice:  unix.EXDEV,
 	// Internal, Unavailable, NotLeader and Corrupt are EIO.
 }
 

@@ -23,6 +23,12 @@ func (s *Server) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 	if err != nil {
 		return s.door.Status(ctx, err)
 	}
+	if t, ok := n.(Truncater); ok && in.Flags&unix.O_TRUNC != 0 { // FUSE_ATOMIC_O_TRUNC: no SETATTR follows
+		if err := t.Truncate(ctx, 0, h); err != nil {
+			h.Release()
+			return s.door.Status(ctx, err)
+		}
+	}
 	s.opened(h, n.Key(), out)
 	return fuse.OK
 }

@@ -76,7 +76,8 @@ type (
 	Renamer interface {
 		Rename(ctx context.Context, name string, newDir Node, newName string, flags uint32) error
 	}
-	// A Truncater is told of truncate(2), ftruncate(2) and O_TRUNC; h is the open handle if the kernel named one, else nil.
+	// A Truncater is told of truncate(2), ftruncate(2) and O_TRUNC; h is the open handle, nil for truncate(2). (An open with O_TRUNC
+	// is an Open with that flag, then a Truncate to 0 with the new handle.)
 	// Without it a truncate is accepted and ignored on files that have an Open.
 	Truncater interface {
 		Truncate(ctx context.Context, size int64, h Handle) error
