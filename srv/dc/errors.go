@@ -39,12 +39,13 @@ const (
 	Range                    // a buffer is too small: ERANGE
 	NoDevice                 // ENXIO
 	BadHandle                // EBADF
+	CrossDevice              // EXDEV
 )
 
 var kindNames = [...]string{
 	"internal error", "invalid", "not found", "exists", "not empty", "not a directory", "is a directory", "permission denied",
 	"operation not permitted", "too large", "name too long", "no space", "busy", "stale", "try again", "interrupted", "unavailable",
-	"not leader", "unsupported", "corrupt", "no such attribute", "conflict", "too many links", "result out of range", "no such device", "bad handle",
+	"not leader", "unsupported", "corrupt", "no such attribute", "conflict", "too many links", "result out of range", "no such device", "bad handle", "across devices",
 }
 
 func (k Kind) String() string {

@@ -1,0 +1,179 @@
+package kvfs
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"missingos/fs/synth"
+	"missingos/srv/client"
+	"missingos/srv/dc"
+)
+
+const xattrVersion = "user.dc.version"
+
+// A row is a file of a table.
+type row struct {
+	store Store
+	table client.Descriptor
+	path  string
+	found *client.KVRow
+}
+
+func (f *row) Key() string { return key(f.table, f.path, false) }
+
+func (f *row) Attr(ctx context.Context) (synth.Attr, error) {
+	return attr(ctx, f.store, f.table, f.path, &f.found)
+}
+
+func (f *row) Open(ctx context.Context, flags uint32) (synth.Handle, error) {
+	r, err := f.store.Stat(ctx, f.table, f.path)
+	if err != nil {
+		return nil, err
+	}
+	h := newHandle(f.store, f.table, f.path, flags, r)
+	if flags&unix.O_TRUNC != 0 {
+		h.replace()
+	}
+	return h, nil
+}
+
+// Truncate resizes the value. To nothing it commits nothing: it is what opening with O_TRUNC sends, before the write that replaces the value.
+func (f *row) Truncate(ctx context.Context, size int64, h synth.Handle) error {
+	open, ok := h.(*handle)
+	if size == 0 && ok {
+		open.replace()
+		return nil
+	}
+	if size == 0 {
+		return nil
+	}
+	_, err := f.store.Put(ctx, f.table, f.path, client.KVPut{How: client.KVResize, Offset: size, MustExist: true})
+	return err
+}
+
+func (f *row) SetAttr(ctx context.Context, mode, uid, gid *uint32, mtime *time.Time) error {
+	return f.store.SetAttr(ctx, f.table, f.path, mode, uid, gid, mtime)
+}
+
+func (f *row) Getxattr(ctx context.Context, name string) ([]byte, error) {
+	if name != xattrVersion {
+		return nil, dc.NoAttr
+	}
+	r, err := f.store.Stat(ctx, f.table, f.path)
+	if err != nil {
+		return nil, err
+	}
+	return strconv.AppendUint(nil, uint64(r.Revision), 10), nil
+}
+
+func (f *row) Listxattr(context.Context) ([]string, error) { return []string{xattrVersion}, nil }
+
+func (f *row) Setxattr(_ context.Context, name string, _ []byte, _ uint32) error {
+	return noXattr(f.path, name)
+}
+
+func (f *row) Removexattr(_ context.Context, name string) error { return noXattr(f.path, name) }
+
+func noXattr(path, name string) error {
+	if strings.HasPrefix(name, "user.dc.") {
+		return dc.Errorf(dc.Denied, "kv.setxattr", path, "%s is set by the store", name)
+	}
+	return dc.Errorf(dc.Unsupported, "kv.setxattr", path, "rows of /dc/kv keep no attributes of your own")
+}
+
+// A handle is an open row.
+type handle struct {
+	store   Store
+	table   client.Descriptor
+	path    string
+	flags   uint32
+	created dc.Revision // of the row that was opened
+	turn    chan struct{}
+
+	mu        sync.Mutex
+	replacing bool   // the next write is the beginning of a new value
+	seen      []byte // what reads see, from the last read at 0
+	loaded    bool
+}
+
+var (
+	_ synth.Reader = (*handle)(nil)
+	_ synth.Writer = (*handle)(nil)
+)
+
+func newHandle(s Store, t client.Descriptor, path string, flags uint32, r client.KVRow) *handle {
+	h := &handle{store: s, table: t, path: path, flags: flags, created: r.Created, turn: make(chan struct{}, 1)}
+	h.turn <- struct{}{}
+	return h
+}
+
+// replace makes the next write the beginning of a new value. Nothing is committed.
+func (h *handle) replace() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.replacing = true
+}
+
+// Read sees one version of the value from a read at 0 to the next one.
+func (h *handle) Read(ctx context.Context, dst []byte, off int64) (int, error) {
+	h.mu.Lock()
+	seen, loaded := h.seen, h.loaded
+	h.mu.Unlock()
+	if off == 0 || !loaded {
+		r, value, err := h.store.Get(ctx, h.table, h.path)
+		if err != nil && dc.KindOf(err) == dc.NotFound || err == nil && r.Created != h.created {
+			return 0, dc.Errorf(dc.Stale, "kv.get", h.path, "the row was removed or replaced since it was opened")
+		}
+		if err != nil {
+			return 0, err
+		}
+		seen = value
+		h.mu.Lock()
+		h.seen, h.loaded = value, true
+		h.mu.Unlock()
+	}
+	if off >= int64(len(seen)) {
+		return 0, nil
+	}
+	return copy(dst, seen[off:]), nil
+}
+
+// Write commits data before it returns.
+func (h *handle) Write(ctx context.Context, data []byte, off int64) (int, error) {
+	select { // one at a time: the first write of a new value must not overtake the second
+	case <-h.turn:
+	case <-ctx.Done():
+		return 0, dc.Errorf(dc.KindOf(ctx.Err()), "kv.put", h.path, "%w", ctx.Err())
+	}
+	defer func() { h.turn <- struct{}{} }()
+	h.mu.Lock()
+	replacing := h.replacing
+	h.mu.Unlock()
+	p := client.KVPut{How: client.KVPatch, Data: data, Offset: off, IfCreated: h.created}
+	switch {
+	case h.flags&unix.O_APPEND != 0:
+		p.How, p.Offset = client.KVAppend, 0
+	case replacing && off == 0:
+		p.How = client.KVReplace
+	case replacing: // a new value that begins with a hole
+		p.How, p.Data, p.Offset = client.KVReplace, append(make([]byte, min(off, dc.MaxValueBytes)), data...), 0
+	}
+	if off > dc.MaxValueBytes && p.How != client.KVAppend {
+		return 0, dc.Errorf(dc.TooLarge, "kv.put", h.path, "a value of %d bytes exceeds the limit of 1 MiB of a row (MaxValueBytes); keep it in /dc/data", off+int64(len(data)))
+	}
+	if _, err := h.store.Put(ctx, h.table, h.path, p); err != nil {
+		return 0, err
+	}
+	h.mu.Lock()
+	h.replacing = false
+	h.mu.Unlock()
+	return len(data), nil
+}
+
+// Release has nothing to do: everything is committed.
+func (h *handle) Release() {}
