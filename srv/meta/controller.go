@@ -145,7 +145,8 @@ func (v *view) rebalance(held map[dc.NodeID]int) (placement, bool) {
 	return placement{}, false
 }
 
-// spread gives one leadership to hand over, if that evens out how many the nodes lead, or empties a draining node.
+// spread gives one leadership to hand over, if that evens out how many the nodes lead, or empties a draining node. The meta group's own only moves
+// for the latter: who leads it has to hear of every node anew.
 func (v *view) spread() (move, bool) {
 	leads := map[dc.NodeID]int{}
 	for _, g := range v.groups {
@@ -165,7 +166,8 @@ func (v *view) spread() (move, bool) {
 			continue
 		}
 		to := slices.MinFunc(open, func(a, b dc.NodeID) int { return cmp.Compare(leads[a], leads[b]) })
-		if v.node(g.leader).drain || leads[to]+2 <= leads[g.leader] {
+		uneven := leads[to]+2 <= leads[g.leader] && g.id != dc.MetaGroup
+		if uneven || v.node(g.leader).drain {
 			return move{g.id, g.leader, to}, true
 		}
 	}

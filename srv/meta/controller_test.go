@@ -67,7 +67,7 @@ func TestSpread(t *testing.T) {
 		want   move
 	}{
 		{"even", []viewNode{up(1), up(2)}, []viewGroup{group(1, 1, 1, 2), group(2, 2, 1, 2), group(3, 1, 1, 2)}, move{}},
-		{"one leads all", []viewNode{up(1), up(2)}, []viewGroup{group(1, 1, 1, 2), group(2, 1, 1, 2)}, move{1, 1, 2}},
+		{"one leads all", []viewNode{up(1), up(2)}, []viewGroup{group(1, 1, 1, 2), group(2, 1, 1, 2)}, move{2, 1, 2}},
 		{"a draining node leads", []viewNode{drained, up(2), up(3)}, []viewGroup{group(1, 1, 1, 2, 3), group(2, 3, 1, 2, 3), group(3, 2, 1, 2, 3)}, move{1, 1, 2}},
 		{"not to a node that is down", []viewNode{up(1), {id: 2}}, []viewGroup{group(1, 1, 1, 2), group(2, 1, 1, 2)}, move{}},
 	}

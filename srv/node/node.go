@@ -325,6 +325,12 @@ func (n *Node) Meta() *client.Meta { return n.meta }
 // Ended gives the error for which the node cannot go on, if that happens: it has been removed, or its mount has been taken away.
 func (n *Node) Ended() <-chan error { return n.ended }
 
+// Abort ends the node like Close but hands nothing over, as far as a crash can be had in a living process; for tests.
+func (n *Node) Abort(ctx context.Context) error {
+	n.replicas.abandon()
+	return n.Close(ctx)
+}
+
 // Close ends the node: it unmounts, hands over leaderships, and returns when everything has ended, or ctx has.
 func (n *Node) Close(ctx context.Context) error {
 	var errs []error

@@ -37,6 +37,7 @@ type replicas struct {
 	mu     sync.Mutex
 	open   map[dc.GroupID]*member
 	closed bool
+	abrupt bool // close without handing over
 }
 
 var _ replica.Replicas = (*replicas)(nil)
@@ -187,13 +188,26 @@ func (m *member) close(ctx context.Context) error {
 	return errors.Join(m.group.Close(ctx), m.shard.Close())
 }
 
+// abandon makes Close hand nothing over.
+func (r *replicas) abandon() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.abrupt = true
+}
+
 // Close hands over leaderships and closes all replicas.
 func (r *replicas) Close(ctx context.Context) error {
 	r.mu.Lock()
 	r.closed = true
+	abrupt := r.abrupt
 	r.mu.Unlock()
 	r.change.Lock()
 	defer r.change.Unlock()
+	if abrupt {
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		ctx = ended
+	}
 	errs := []error{r.host.Close(ctx)}
 	for _, m := range r.all() {
 		errs = append(errs, m.shard.Close())

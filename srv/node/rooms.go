@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc"
 
 	"missingos/fs"
+	"missingos/fs/datafs"
+	"missingos/fs/kvfs"
 	"missingos/fs/lockfs"
 	"missingos/fs/nodefs"
 	"missingos/fs/synth"
@@ -16,6 +18,7 @@ import (
 	"missingos/srv/data"
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
+	"missingos/srv/kv"
 	"missingos/srv/lock"
 	"missingos/srv/meta"
 	"missingos/srv/replica"
@@ -46,6 +49,7 @@ func (n *Node) openRooms() (*rooms, error) {
 	if err := n.openData(r); err != nil {
 		return nil, err
 	}
+	n.openKV(r)
 	return r, nil
 }
 
@@ -82,7 +86,9 @@ func (n *Node) openData(r *rooms) error {
 	blocks := data.NewBlocks(store)
 	r.register = append(r.register, blocks.Register)
 	files := client.NewData(n.client, client.DataConfig{Store: store})
-	r.closers = append(r.closers, closer{"files", func(context.Context) error { files.Close(); return nil }})
+	tree := datafs.New(datafs.Config{Service: files, Door: r.mount.Door, Node: n.id.Node, Log: n.log})
+	r.mount.Data, r.mount.KillPriv = tree, true
+	r.closers = append(r.closers, closer{"files", func(context.Context) error { files.Close(); return nil }}, closer{"data", tree.Close})
 	r.kinds[dc.KindData] = data.New(data.Config{Replicas: n.replicas, Deleter: files, Log: n.log}).Kind()
 	r.run = append(r.run, func(ctx context.Context) {
 		every(ctx, collectEvery, func() {
@@ -94,6 +100,11 @@ func (n *Node) openData(r *rooms) error {
 		})
 	})
 	return nil
+}
+
+func (n *Node) openKV(r *rooms) {
+	r.kinds[dc.KindKV] = kv.New(kv.Config{Replicas: n.replicas, Descriptors: n.meta, Log: n.log}).Kind()
+	r.mount.Rooms["kv"] = kvfs.New(client.NewKV(n.client, n.meta))
 }
 
 // every calls fn each period until ctx ends.
