@@ -19,6 +19,7 @@ import (
 // cluster is the three daemons that all scripts of a run share.
 type cluster struct {
 	bin, dir string
+	foreign  bool // somebody else's, to be left running
 	err      error
 }
 
@@ -35,7 +36,7 @@ var (
 
 func TestMain(m *testing.M) {
 	status := m.Run()
-	if c := shared.c; c != nil {
+	if c := shared.c; c != nil && !c.foreign {
 		if err := c.down(); err != nil {
 			fmt.Fprintln(os.Stderr, "script:", err)
 			status = 1
@@ -54,7 +55,8 @@ func run(t *testing.T, dir string, alone bool) {
 	}
 	c := up(t)
 	testscript.Run(t, testscript.Params{
-		Dir: dir,
+		Dir:             dir,
+		ContinueOnError: true,
 		Setup: func(e *testscript.Env) error {
 			if alone {
 				faults.Lock()
@@ -118,7 +120,12 @@ func up(t *testing.T) *cluster {
 
 const dirPrefix = "dc-script-"
 
+// start starts a cluster, or uses the one of `dcctl local up` whose directory DC_SCRIPT_DIR names (its binaries in PATH).
 func start(t *testing.T) *cluster {
+	if dir := os.Getenv("DC_SCRIPT_DIR"); dir != "" {
+		bin, err := exec.LookPath("dcctl")
+		return &cluster{bin: filepath.Dir(bin), dir: dir, err: err, foreign: true}
+	}
 	clearAway(t)
 	tmp := filepath.Join(os.TempDir(), dirPrefix+strconv.Itoa(os.Getpid()))
 	c := &cluster{bin: filepath.Join(tmp, "bin"), dir: filepath.Join(tmp, "c")}

@@ -59,12 +59,13 @@ func parseSession(text string) ([]step, error) {
 const prelude = `exec 2>&1
 set +m
 eventually() {
-	local end=$((SECONDS + ${PATIENCE:-30})) out
+	local end=$((SECONDS + ${PATIENCE:-20})) out
 	until out=$("$@" 2>&1); do
-		if [ $SECONDS -ge $end ]; then printf '%s\n' "$out"; echo "still not after ${PATIENCE:-30} s: $*"; return 1; fi
+		if [ $SECONDS -ge $end ]; then printf '%s\n' "$out"; echo "still not after ${PATIENCE:-20} s: $*"; return 1; fi
 		sleep 0.1
 	done
 }
+xattr() { getfattr --absolute-names --only-values -n "$@"; }
 `
 
 // script is the bash program of a session: each step followed by a line that tells its number and status.
