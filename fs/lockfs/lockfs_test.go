@@ -176,14 +176,14 @@ func TestControlFiles(t *testing.T) {
 	m := members(t, 1)[0]
 	m.expect(t, `grep ^revision .dc/stat; echo x > f; grep ^revision .dc/stat; grep -o '"files":1' .dc/stat.json`, "revision 0\nrevision 2\n\"files\":1")
 	m.expect(t, `exec 3<>.dc/txn; echo '{"if":[{"path":"f","version":2}],"do":[{"put":"f","value":"y"},{"mkdir":"d"},{"put":"d/g","value":"z"},{"get":"d/g"}]}' >&3; cat <&3`,
-		`{"ok":true,"rev":3,"results":[{"path":"d/g","version":3,"value":"z"}]}`)
+		`{"succeeded":true,"revision":3,"results":[{"path":"d/g","version":3,"value":"z"}]}`)
 	m.expect(t, `exec 3<>.dc/txn; echo '{"if":[{"path":"f","version":2}],"do":[],"else":[{"get":"f"},{"get":"none"}]}' >&3; cat <&3`,
-		`{"ok":false,"rev":3,"results":[{"path":"f","version":3,"value":"y"},{"path":"none","absent":true}]}`)
+		`{"succeeded":false,"revision":3,"results":[{"path":"f","version":3,"value":"y"},{"path":"none","absent":true}]}`)
 	if out, err := m.shell(t, `exec 3<>.dc/txn; echo '{"do":[{"jump":"f"}]}' >&3; cat <&3`); err == nil || !strings.Contains(out, "Invalid argument") {
 		t.Errorf("a bad transaction: %q, %v", out, err)
 	}
 	m.expect(t, `cat .dc/txn | grep -c '^#'`, "6")
-	m.expect(t, `timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=1 path=d" >&3; cat <&3' | jq -c '[.rev,.op,.path]'`, `[3,"mkdir","d"]`+"\n"+`[3,"put","d/g"]`)
+	m.expect(t, `timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=1 path=d" >&3; cat <&3' | jq -c '[.revision,.op,.path]'`, `[3,"mkdir","d"]`+"\n"+`[3,"put","d/g"]`)
 	m.expect(t, `timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=2 path=f format=text" >&3; cat <&3'; true`, "2 put /f version=2 value=\"x\\n\"\n3 put /f version=3 value=\"y\"")
 	m.expect(t, `echo 'compact 2' > .dc/ctl; grep ^compacted .dc/stat; exec 3<>.dc/watch; echo from=2 >&3; cat <&3 2>&1 | grep -o 'Stale file handle'; grep -o 'the oldest that is kept is 3' ../.dc/errors | head -1`,
 		"compacted 2\nStale file handle\nthe oldest that is kept is 3")

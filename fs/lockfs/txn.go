@@ -17,7 +17,7 @@ const txnUsage = `# Write one JSON object, then read the answer on the same desc
 #    "do":   [{"put":"a","value":"x"}, {"append":"log","value":"line\n"}, {"delete":"b"}, {"mkdir":"d"}, {"get":"c"}],
 #    "else": [{"get":"a"}]}
 # Conditions: version, absent, present, value (or value_base64), fence. All changes have one revision.
-# Answer: {"ok":true,"rev":42,"results":[{"path":"c","version":7,"value":"..."}]}; results are those of the gets.
+# Answer: {"succeeded":true,"revision":42,"results":[{"path":"c","version":7,"value":"..."}]}; results are those of the gets.
 `
 
 type txnJSON struct {
@@ -48,8 +48,8 @@ type opJSON struct {
 }
 
 type answerJSON struct {
-	OK      bool         `json:"ok"`
-	Rev     dc.Revision  `json:"rev"`
+	OK      bool         `json:"succeeded"`
+	Rev     dc.Revision  `json:"revision"`
 	Results []resultJSON `json:"results"`
 }
 

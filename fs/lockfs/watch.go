@@ -118,7 +118,7 @@ func (r watchRequest) line(out []byte, rev client.LockRevision, ev client.LockEv
 
 // An event in JSON; the order of the fields is that of the lines.
 type eventJSON struct {
-	Rev     dc.Revision `json:"rev"`
+	Rev     dc.Revision `json:"revision"`
 	Op      string      `json:"op"`
 	Path    *string     `json:"path,omitempty"`
 	Version dc.Revision `json:"version,omitempty"`

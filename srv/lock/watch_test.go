@@ -230,6 +230,7 @@ func TestProgressNeverOvertakesEvents(t *testing.T) {
 			n.put(t, "f", "x")
 			time.Sleep(7 * time.Second)
 		}
+		synctest.Wait()
 		if markers < 10 {
 			t.Errorf("%d progress markers in %v", markers, 30*7*time.Second)
 		}
