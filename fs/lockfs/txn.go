@@ -16,7 +16,7 @@ const txnUsage = `# Write one JSON object, then read the answer on the same desc
 #   {"if":   [{"path":"a","version":3}, {"path":"b","absent":true}, {"path":"leader","fence":17}],
 #    "do":   [{"put":"a","value":"x"}, {"append":"log","value":"line\n"}, {"delete":"b"}, {"mkdir":"d"}, {"get":"c"}],
 #    "else": [{"get":"a"}]}
-# Conditions: version, absent, present, value (or value_base64), fence. All changes have one revision.
+# Conditions: version, absent, present, value (or value64), fence. All changes have one revision.
 # Answer: {"succeeded":true,"revision":42,"results":[{"path":"c","version":7,"value":"..."}]}; results are those of the gets.
 `
 
@@ -33,7 +33,7 @@ type conditionJSON struct {
 	Absent  bool         `json:"absent"`
 	Present bool         `json:"present"`
 	Value   *string      `json:"value"`
-	Base64  *string      `json:"value_base64"`
+	Base64  *string      `json:"value64"`
 	Fence   *dc.Revision `json:"fence"`
 }
 
@@ -44,7 +44,7 @@ type opJSON struct {
 	Mkdir  *string `json:"mkdir"`
 	Get    *string `json:"get"`
 	Value  *string `json:"value"`
-	Base64 *string `json:"value_base64"`
+	Base64 *string `json:"value64"`
 }
 
 type answerJSON struct {
@@ -59,7 +59,7 @@ type resultJSON struct {
 	Dir     bool        `json:"dir,omitempty"`
 	Version dc.Revision `json:"version,omitempty"`
 	Value   *string     `json:"value,omitempty"`
-	Base64  []byte      `json:"value_base64,omitempty"`
+	Base64  []byte      `json:"value64,omitempty"`
 }
 
 func txnFile(s Store, k string) synth.File {
@@ -139,11 +139,11 @@ func trim(path string) string { return strings.Trim(path, "/") }
 func value(text, base *string) ([]byte, error) {
 	switch {
 	case text != nil && base != nil:
-		return nil, invalid("value and value_base64 exclude each other")
+		return nil, invalid("value and value64 exclude each other")
 	case base != nil:
 		b, err := base64.StdEncoding.DecodeString(*base)
 		if err != nil {
-			return nil, invalid("value_base64: %v", err)
+			return nil, invalid("value64: %v", err)
 		}
 		return b, nil
 	case text != nil:

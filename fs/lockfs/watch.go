@@ -123,7 +123,7 @@ type eventJSON struct {
 	Path    *string     `json:"path,omitempty"`
 	Version dc.Revision `json:"version,omitempty"`
 	Value   *string     `json:"value,omitempty"`
-	Base64  []byte      `json:"value_base64,omitempty"`
+	Base64  []byte      `json:"value64,omitempty"`
 	Mode    string      `json:"mode,omitempty"`
 	Fence   dc.Revision `json:"fence,omitempty"`
 	Node    string      `json:"node,omitempty"`

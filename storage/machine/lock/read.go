@@ -21,7 +21,7 @@ func Stat(r storage.Reader, path string) *command.LockFile {
 	b, ok := r.Get(fileKey(path))
 	if !ok {
 		if path == "" {
-			return &command.LockFile{Dir: true, Mode: 0o777}
+			return &command.LockFile{Dir: true, Mode: 0o1777}
 		}
 		return nil
 	}
