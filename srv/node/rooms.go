@@ -22,6 +22,7 @@ import (
 	"missingos/srv/lock"
 	"missingos/srv/meta"
 	"missingos/srv/replica"
+	"missingos/srv/topic"
 	"missingos/storage/block"
 )
 
@@ -50,6 +51,7 @@ func (n *Node) openRooms() (*rooms, error) {
 		return nil, err
 	}
 	n.openKV(r)
+	n.openTopic(r)
 	return r, nil
 }
 
@@ -105,6 +107,10 @@ func (n *Node) openData(r *rooms) error {
 func (n *Node) openKV(r *rooms) {
 	r.kinds[dc.KindKV] = kv.New(kv.Config{Replicas: n.replicas, Descriptors: n.meta, Log: n.log}).Kind()
 	r.mount.Rooms["kv"] = kvfs.New(client.NewKV(n.client, n.meta))
+}
+
+func (n *Node) openTopic(r *rooms) {
+	r.kinds[dc.KindTopic] = topic.New(topic.Config{Descriptors: n.meta, Log: n.log}).Kind()
 }
 
 // every calls fn each period until ctx ends.
