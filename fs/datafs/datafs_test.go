@@ -17,7 +17,13 @@ import (
 	"missingos/srv/dc"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(mapPath); path != "" {
+		mapFile(path)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // mount attaches node n's /dc and gives the path of its data directory.
 func mount(t *testing.T, c *datatest.Cluster, n dc.NodeID) string {
@@ -27,7 +33,11 @@ func mount(t *testing.T, c *datatest.Cluster, n dc.NodeID) string {
 	}
 	door := synth.NewDoor(n, nil)
 	data := datafs.New(datafs.Config{Service: c.Client(n), Door: door, Node: n})
-	m, err := fs.Mount(fs.Config{Mountpoint: filepath.Join(t.TempDir(), "dc"), Node: n, Door: door, Data: data, KillPriv: true})
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // so that tests can be other users
+		t.Fatal(err)
+	}
+	m, err := fs.Mount(fs.Config{Mountpoint: filepath.Join(dir, "dc"), Node: n, Door: door, Data: data, KillPriv: true})
 	if err != nil {
 		t.Fatal(err)
 	}
