@@ -121,6 +121,13 @@ func (c *Cluster) Up(ctx context.Context) error {
 	if err := c.define(); err != nil {
 		return err
 	}
+	for n := 1; n <= c.Nodes(); n++ { // the members first: they have a quorum only together
+		if c.admitted(n) {
+			if err := c.start(ctx, n); err != nil {
+				return err
+			}
+		}
+	}
 	for n := 1; n <= c.Nodes(); n++ {
 		if err := c.admit(ctx, n); err != nil {
 			return fmt.Errorf("node %d: %w", n, err)
@@ -182,8 +189,7 @@ func freeAddress() (string, error) {
 
 // admit runs `dcd init` or `dcd join` for a node whose directory is not a member's yet.
 func (c *Cluster) admit(ctx context.Context, n int) error {
-	marker := filepath.Join(c.NodeDir(n), "admitted")
-	if _, err := os.Stat(marker); err == nil {
+	if c.admitted(n) {
 		return nil
 	}
 	// A join that was cut off half-way cannot be taken up again (its token is spent): start the node afresh.
@@ -211,7 +217,15 @@ func (c *Cluster) admit(ctx context.Context, n int) error {
 	if err != nil {
 		return fmt.Errorf("dcd %s: %w\n%s", args[0], err, out)
 	}
-	return os.WriteFile(marker, nil, 0o644)
+	return os.WriteFile(c.marker(n), nil, 0o644)
+}
+
+// marker is the file that says that a node was admitted.
+func (c *Cluster) marker(n int) string { return filepath.Join(c.NodeDir(n), "admitted") }
+
+func (c *Cluster) admitted(n int) bool {
+	_, err := os.Stat(c.marker(n))
+	return err == nil
 }
 
 // lock makes sure that one command at a time works on the directory.
