@@ -228,7 +228,7 @@ func (m *Meta) Heartbeat(ctx context.Context, req *dcpb.MetaHeartbeatRequest) (*
 	err := m.c.Query(ctx, dc.MetaGroup, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) (err error) {
 		reply, err = dcpb.NewMetaClient(cc).Heartbeat(ctx, &dcpb.MetaHeartbeatRequest{ // an own one for each attempt: the leader keeps it
 			Header: h, FreeBytes: req.FreeBytes, TotalBytes: req.TotalBytes, Replicas: req.Replicas, Load: req.Load,
-			MemoryBytes: req.MemoryBytes, MemoryFreeBytes: req.MemoryFreeBytes, Cpus: req.Cpus,
+			MemoryBytes: req.MemoryBytes, MemoryFreeBytes: req.MemoryFreeBytes, Cpus: req.Cpus, Full: req.Full,
 		})
 		return err
 	})

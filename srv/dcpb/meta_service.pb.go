@@ -542,6 +542,7 @@ type MetaHeartbeatRequest struct {
 	MemoryBytes     uint64                 `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	MemoryFreeBytes uint64                 `protobuf:"varint,7,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
 	Cpus            uint32                 `protobuf:"varint,8,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	Full            bool                   `protobuf:"varint,9,opt,name=full,proto3" json:"full,omitempty"` // the disk has reached its reserve
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -630,6 +631,13 @@ func (x *MetaHeartbeatRequest) GetCpus() uint32 {
 		return x.Cpus
 	}
 	return 0
+}
+
+func (x *MetaHeartbeatRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
 }
 
 // MetaReplicaState is one replica as its node sees it.
@@ -772,9 +780,10 @@ func (x *MetaMember) GetVoter() bool {
 type MetaHeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MapVersion    uint64                 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
-	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`  // the node is no longer of this cluster
-	Moves         []*MetaMove            `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`       // leaderships that the node should hand over
-	Drop          []uint64               `protobuf:"varint,4,rep,packed,name=drop,proto3" json:"drop,omitempty"` // groups that work without the replica that the node has: it may be destroyed
+	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`                             // the node is no longer of this cluster
+	Moves         []*MetaMove            `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`                                  // leaderships that the node should hand over
+	FullNodes     []uint64               `protobuf:"varint,5,rep,packed,name=full_nodes,json=fullNodes,proto3" json:"full_nodes,omitempty"` // nodes whose disk has reached its reserve
+	Drop          []uint64               `protobuf:"varint,4,rep,packed,name=drop,proto3" json:"drop,omitempty"`                            // groups that work without the replica that the node has: it may be destroyed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -826,6 +835,13 @@ func (x *MetaHeartbeatReply) GetRemoved() bool {
 func (x *MetaHeartbeatReply) GetMoves() []*MetaMove {
 	if x != nil {
 		return x.Moves
+	}
+	return nil
+}
+
+func (x *MetaHeartbeatReply) GetFullNodes() []uint64 {
+	if x != nil {
+		return x.FullNodes
 	}
 	return nil
 }
@@ -2192,7 +2208,7 @@ const file_meta_service_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\"-\n" +
 	"\x11MetaRegisterReply\x12\x18\n" +
-	"\acluster\x18\x01 \x01(\tR\acluster\"\xa9\x02\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\"\xbd\x02\n" +
 	"\x14MetaHeartbeatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x1d\n" +
 	"\n" +
@@ -2203,7 +2219,8 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x04load\x18\x05 \x01(\x01R\x04load\x12!\n" +
 	"\fmemory_bytes\x18\x06 \x01(\x04R\vmemoryBytes\x12*\n" +
 	"\x11memory_free_bytes\x18\a \x01(\x04R\x0fmemoryFreeBytes\x12\x12\n" +
-	"\x04cpus\x18\b \x01(\rR\x04cpus\"\xb3\x01\n" +
+	"\x04cpus\x18\b \x01(\rR\x04cpus\x12\x12\n" +
+	"\x04full\x18\t \x01(\bR\x04full\"\xb3\x01\n" +
 	"\x10MetaReplicaState\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x12\n" +
@@ -2214,12 +2231,14 @@ const file_meta_service_proto_rawDesc = "" +
 	"\n" +
 	"MetaMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05voter\x18\x02 \x01(\bR\x05voter\"\x8a\x01\n" +
+	"\x05voter\x18\x02 \x01(\bR\x05voter\"\xa9\x01\n" +
 	"\x12MetaHeartbeatReply\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\bR\aremoved\x12%\n" +
-	"\x05moves\x18\x03 \x03(\v2\x0f.dc.v1.MetaMoveR\x05moves\x12\x12\n" +
+	"\x05moves\x18\x03 \x03(\v2\x0f.dc.v1.MetaMoveR\x05moves\x12\x1d\n" +
+	"\n" +
+	"full_nodes\x18\x05 \x03(\x04R\tfullNodes\x12\x12\n" +
 	"\x04drop\x18\x04 \x03(\x04R\x04drop\"0\n" +
 	"\bMetaMove\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x0e\n" +

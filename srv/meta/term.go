@@ -91,6 +91,9 @@ func (s *Service) control(ctx context.Context, t *term) error {
 		return err
 	}
 	for _, p := range v.place() {
+		t.mu.Lock()
+		delete(t.groups, p.group) // what heartbeats are answered by until the next look
+		t.mu.Unlock()
 		nodes := make([]uint64, len(p.nodes))
 		for i, n := range p.nodes {
 			nodes[i] = uint64(n)
@@ -240,6 +243,11 @@ func (s *Service) Heartbeat(_ context.Context, req *dcpb.MetaHeartbeatRequest) (
 	for _, r := range req.Replicas {
 		if g := dc.GroupID(r.Group); t.superfluousLocked(g, p.Node) {
 			reply.Drop = append(reply.Drop, r.Group)
+		}
+	}
+	for n, b := range t.beats {
+		if b.req.Full && !t.removed[n] && time.Since(b.at) < downAfter {
+			reply.FullNodes = append(reply.FullNodes, uint64(n))
 		}
 	}
 	if first {

@@ -35,6 +35,7 @@ func (n *Node) beats(ctx context.Context) error {
 			n.log.Debug("heartbeat", "err", err)
 		default:
 			n.directory.confirm(reply.MapVersion)
+			n.space.hear(reply.FullNodes)
 			for _, move := range reply.Moves {
 				moving.Go(func() { n.handOver(ctx, dc.GroupID(move.Group), dc.NodeID(move.To)) })
 			}
@@ -53,6 +54,7 @@ func (n *Node) beat(ctx context.Context) (*dcpb.MetaHeartbeatReply, error) {
 	defer cancel()
 	req := &dcpb.MetaHeartbeatRequest{Cpus: uint32(runtime.NumCPU())}
 	req.FreeBytes, req.TotalBytes = n.space.sizes()
+	req.Full = n.space.full.Load()
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		unit := uint64(info.Unit)

@@ -127,7 +127,7 @@ func (n *Node) open() (net.Listener, error) {
 	})
 	care := &membership{self: n.id.Node, directory: n.directory, meta: n.meta, log: n.log}
 	n.replicas = &replicas{
-		self: n.id.Node, dir: filepath.Join(n.cfg.Dir, groupsDir), host: host, lead: care.lead, fatal: n.cfg.Fatal, log: n.log, open: map[dc.GroupID]*member{},
+		self: n.id.Node, dir: filepath.Join(n.cfg.Dir, groupsDir), host: host, lead: care.lead, grow: n.mayGrow, fatal: n.cfg.Fatal, log: n.log, open: map[dc.GroupID]*member{},
 	}
 	n.metrics.watch(n)
 	if n.rooms, err = n.openRooms(); err != nil {
@@ -267,6 +267,15 @@ func (n *Node) founded(m *member) bool {
 	there := false
 	err := m.Local(func(r storage.Reader) error { _, there = metamachine.Cluster(r); return nil })
 	return err == nil && there
+}
+
+// mayGrow tells whether the replicas of a group have room.
+func (n *Node) mayGrow(g dc.GroupID) error {
+	rec, ok := n.directory.group(g)
+	if !ok {
+		return n.space.grow(nil)
+	}
+	return n.space.grow(rec.Nodes)
 }
 
 // find gives a node's address.

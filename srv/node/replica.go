@@ -21,6 +21,7 @@ type member struct {
 	shard *storage.Shard
 	group *consensus.Group
 	ready chan struct{} // closed when group is set: it may lead before Open has returned
+	grow  func() error  // says dc.NoSpace when the state may not grow any more
 
 	client uint64 // of the request ids of the daemon's own commands
 	seq    atomic.Uint64
@@ -29,7 +30,7 @@ type member struct {
 var _ replica.Replica = (*member)(nil)
 
 func newMember(id dc.GroupID, kind replica.Kind, dir string) *member {
-	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), client: rand.Uint64() | 1}
+	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), client: rand.Uint64() | 1, grow: func() error { return nil }}
 }
 
 // Group implements replica.Replica.
@@ -37,6 +38,11 @@ func (m *member) Group() dc.GroupID { return m.id }
 
 // Propose implements replica.Replica.
 func (m *member) Propose(ctx context.Context, id dc.RequestID, body []byte) ([]byte, error) {
+	if !replica.IsFreeing(ctx) {
+		if err := m.grow(); err != nil {
+			return nil, err
+		}
+	}
 	res, err := m.group.Propose(ctx, command.Encode(id, body))
 	if err != nil {
 		return nil, err

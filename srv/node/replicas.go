@@ -29,6 +29,7 @@ type replicas struct {
 	host  *consensus.Host
 	kinds map[string]replica.Kind
 	lead  func(ctx context.Context, m *member) // run beside a kind's own Lead
+	grow  func(g dc.GroupID) error             // says dc.NoSpace when a group's state may not grow any more
 	fatal func(error)
 	log   *slog.Logger
 
@@ -41,6 +42,9 @@ type replicas struct {
 }
 
 var _ replica.Replicas = (*replicas)(nil)
+
+// small are the kinds of groups whose state is bounded and without which nothing can be put in order: they may use the reserve.
+var small = map[string]bool{dc.KindMeta: true, dc.KindLock: true, dc.KindJobs: true}
 
 // Leading finds the replica of a group that this node leads.
 func (r *replicas) Leading(g dc.GroupID) (replica.Replica, error) {
@@ -128,6 +132,9 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 		return dc.Errorf(dc.Unavailable, "open replica", rec.Name, "this node is shutting down")
 	}
 	m := newMember(g, kind, r.path(g))
+	if !small[rec.Kind] {
+		m.grow = func() error { return r.grow(g) }
+	}
 	var err error
 	m.shard, err = storage.Open(filepath.Join(m.dir, "shard"), kind.Machine(), storage.Config{Log: r.log.With("group", g.String()), Fatal: r.fatal})
 	if err != nil {

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -17,7 +18,7 @@ const reservePercent = 5
 const spaceEvery = time.Second
 
 // space watches how much is free where the node keeps its data. Nothing is lost when a disk is full as long as writes are refused before: the
-// reserve is room for what is under way, for compaction, and for deleting.
+// reserve is room for what is under way, for compaction, and for deleting. At the reserve, growth is refused; at half of it, everything.
 type space struct {
 	dir     string
 	reserve uint64 // bytes; 0: reservePercent
@@ -25,6 +26,7 @@ type space struct {
 
 	free, total atomic.Uint64
 	full        atomic.Bool
+	others      atomic.Pointer[[]uint64] // nodes that meta's leader says are full
 }
 
 func newSpace(dir string, reserve uint64, log *slog.Logger) (*space, error) {
@@ -61,13 +63,32 @@ func (s *space) limit() uint64 {
 // sizes gives the free and total bytes as last measured.
 func (s *space) sizes() (free, total uint64) { return s.free.Load(), s.total.Load() }
 
-// check refuses when the reserve is reached.
+// grow refuses a command that may make the state grow when this node has reached its reserve, or another that holds a replica and would have to
+// store it as well.
+func (s *space) grow(members []uint64) error {
+	if s.full.Load() {
+		return dc.Errorf(dc.NoSpace, "write", s.dir, "%d MiB are free on this node's disk, its reserve is %d MiB: delete something, or add a node", s.free.Load()/dc.MiB, s.limit()/dc.MiB)
+	}
+	if others := s.others.Load(); others != nil {
+		for _, n := range *others {
+			if slices.Contains(members, n) {
+				return dc.Errorf(dc.NoSpace, "write", dc.NodeID(n).String(), "the disk of node %s, which holds a replica, has reached its reserve: delete something, or add a node", dc.NodeID(n))
+			}
+		}
+	}
+	return nil
+}
+
+// check refuses every command when half of the reserve is used up by those that were to make room.
 func (s *space) check() error {
-	if !s.full.Load() {
+	if s.free.Load() >= s.limit()/2 {
 		return nil
 	}
-	return dc.Errorf(dc.NoSpace, "write", s.dir, "%d MiB are free on this node's disk, its reserve is %d MiB", s.free.Load()/dc.MiB, s.limit()/dc.MiB)
+	return dc.Errorf(dc.NoSpace, "write", s.dir, "%d MiB are free on this node's disk, half of its reserve: nothing can be written any more", s.free.Load()/dc.MiB)
 }
+
+// hear notes which nodes are full.
+func (s *space) hear(nodes []uint64) { s.others.Store(&nodes) }
 
 // watch measures until ctx ends.
 func (s *space) watch(ctx context.Context) {
