@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -115,6 +116,31 @@ E`, "first\nResource temporarily unavailable")
 	}
 	until(t, "all handles released", func() bool { return f.readers.Load() == 0 })
 	_ = m
+}
+
+// The Go runtime makes every file that epoll takes non-blocking, FUSE files among them, and polls for what never comes.
+func TestGoProgramsReadStreams(t *testing.T) {
+	f := newFeed()
+	room := newMemory("t")
+	room.extra["tail"] = f.file("t/tail")
+	dir, _ := mount(t, room)
+	file, err := os.Open(dir + "/t/tail")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	go func() {
+		until(t, "a reader", func() bool { return f.readers.Load() == 1 })
+		for range 3 {
+			f.publish("line")
+			time.Sleep(20 * time.Millisecond)
+		}
+		f.publish("end")
+	}()
+	got, err := io.ReadAll(file)
+	if string(got) != "line\nline\nline\n" || err != nil {
+		t.Errorf("got %q, %v", got, err)
+	}
 }
 
 func TestAThousandBlockedReadersStarveNobody(t *testing.T) {

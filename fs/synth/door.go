@@ -157,7 +157,7 @@ func withNonBlocking(ctx context.Context) context.Context {
 	return context.WithValue(ctx, nonBlockingKey{}, true)
 }
 
-// NonBlocking says that the caller's file is O_NONBLOCK: a read with nothing to give answers dc.Again at once.
+// NonBlocking says that the caller's file was opened with O_NONBLOCK: a read with nothing to give answers dc.Again at once.
 func NonBlocking(ctx context.Context) bool {
 	v, _ := ctx.Value(nonBlockingKey{}).(bool)
 	return v

@@ -29,13 +29,13 @@ func (s *Server) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 			return s.door.Status(ctx, err)
 		}
 	}
-	s.opened(h, n.Key(), out)
+	s.opened(h, n.Key(), in.Flags, out)
 	return fuse.OK
 }
 
 // opened tells the kernel of a handle. Direct I/O keeps reads fresh whatever size the kernel believes; a stream has no positions either.
-func (s *Server) opened(h Handle, key string, out *fuse.OpenOut) {
-	fh, o := s.addHandle(h, key)
+func (s *Server) opened(h Handle, key string, flags uint32, out *fuse.OpenOut) {
+	fh, o := s.addHandle(h, key, flags)
 	*out = fuse.OpenOut{Fh: fh, OpenFlags: fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES}
 	if o.stream {
 		out.OpenFlags |= fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_STREAM
@@ -64,7 +64,7 @@ func (s *Server) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse
 			return nil, s.door.Status(ctx, err)
 		}
 		defer unblock()
-		if in.Flags&unix.O_NONBLOCK != 0 {
+		if o.nonBlocking {
 			ctx = withNonBlocking(ctx)
 		}
 	}

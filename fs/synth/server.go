@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"missingos/fs/locktable"
 	"missingos/srv/dc"
@@ -60,6 +61,9 @@ type open struct {
 	h      Handle
 	key    string
 	stream bool
+	// nonBlocking is what open(2) said. What fcntl(2) says later does not count: the Go runtime sets O_NONBLOCK on whatever epoll takes, and
+	// would wait for ever for a readiness that FUSE cannot report.
+	nonBlocking bool
 
 	mu     sync.Mutex
 	owners map[uint64]struct{} // fcntl owners to whom h, a Locker, has given its lock
@@ -198,9 +202,9 @@ func (s *Server) Forget(id, n uint64) {
 	}
 }
 
-func (s *Server) addHandle(h Handle, key string) (uint64, *open) {
+func (s *Server) addHandle(h Handle, key string, flags uint32) (uint64, *open) {
 	st, ok := h.(Streamer)
-	o := &open{h: h, key: key, stream: ok && st.Stream()}
+	o := &open{h: h, key: key, stream: ok && st.Stream(), nonBlocking: flags&unix.O_NONBLOCK != 0}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastHandle++

@@ -14,7 +14,7 @@
 //
 // A line that begins with `$ ` is typed into one bash that lives as long as the session, and so are the lines `> ` that continue it; the lines after
 // it are all that it prints, on both streams: literally, or as a regular expression after `~ `, or `...` for any lines;
-// `[n]` is its exit status if that is not 0. DC1, DC2 and DC3 are the mounts; $T is a name that no other script uses;
+// `[n]` is its exit status if that is not 0. DC1, DC2 and DC3 are the mounts; $T is a name that no other session uses;
 // `eventually COMMAND` repeats a command until it succeeds, `xattr NAME FILE` prints an attribute; dcctl finds the cluster by itself.
 //
 // testdata/trees runs in parallel on the whole cluster; testdata/faults one by one, each free to kill and stop nodes: the

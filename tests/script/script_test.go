@@ -70,7 +70,7 @@ func run(t *testing.T, dir string, alone bool) {
 			e.Setenv("PATH", c.bin+":"+os.Getenv("PATH"))
 			e.Setenv("DC_DIR", c.dir)
 			e.Setenv("DC_MOUNT", c.mount(1))
-			e.Setenv("T", fmt.Sprintf("s%dx%d", serial.Add(1), os.Getpid()))
+			e.Setenv("T", fmt.Sprintf("%d-%d", os.Getpid(), serial.Add(1)))
 			e.Setenv("LC_ALL", "C")
 			for n := 1; n <= nodes; n++ {
 				e.Setenv("DC"+strconv.Itoa(n), c.mount(n))
@@ -82,8 +82,7 @@ func run(t *testing.T, dir string, alone bool) {
 				if neg || len(args) != 1 {
 					ts.Fatalf("usage: session FILE")
 				}
-				ts.Setenv("PWD", ts.MkAbs("."))
-				err := play(ts.MkAbs("."), environ(ts), ts.ReadFile(args[0]))
+				err := play(ts.MkAbs("."), environ(ts, args[0]), ts.ReadFile(args[0]))
 				if err != nil {
 					ts.Fatalf("%s: %v\n%s", args[0], err, c.state())
 				}
@@ -93,9 +92,9 @@ func run(t *testing.T, dir string, alone bool) {
 }
 
 // environ is what Setup set, and what programs expect besides.
-func environ(ts *testscript.TestScript) []string {
-	env := []string{"HOME=" + ts.MkAbs("."), "TMPDIR=" + ts.MkAbs("."), "TERM=dumb"}
-	for _, name := range []string{"PATH", "DC_DIR", "DC_MOUNT", "T", "LC_ALL", "DC1", "DC2", "DC3"} {
+func environ(ts *testscript.TestScript, session string) []string {
+	env := []string{"HOME=" + ts.MkAbs("."), "TMPDIR=" + ts.MkAbs("."), "TERM=dumb", "T=" + session + "-" + ts.Getenv("T")}
+	for _, name := range []string{"PATH", "DC_DIR", "DC_MOUNT", "LC_ALL", "DC1", "DC2", "DC3"} {
 		env = append(env, name+"="+ts.Getenv(name))
 	}
 	return env

@@ -14,7 +14,7 @@ import (
 )
 
 // sessionTimeout bounds one session; eventually's patience is well below it.
-const sessionTimeout = 3 * time.Minute
+const sessionTimeout = 2 * time.Minute
 
 // A step is a command of a session and what it should print.
 type step struct {
