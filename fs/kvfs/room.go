@@ -61,12 +61,22 @@ func (r *root) Attr(context.Context) (synth.Attr, error) {
 	return synth.Attr{IsDir: true, Mode: 0o1777}, nil
 }
 
+// Lookup finds a table. Its descriptor may be a second old, so the table's group is asked whether it still is: a table that was dropped on
+// another node is gone here at once, and its name free.
 func (r *root) Lookup(ctx context.Context, name string) (synth.Node, error) {
-	t, err := r.store.Table(ctx, name)
-	if err != nil {
-		return nil, err
+	for try := 0; ; try++ {
+		t, err := r.store.Table(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		_, err = r.store.TableStat(ctx, t)
+		switch {
+		case err == nil:
+			return &dir{store: r.store, table: t}, nil
+		case dc.KindOf(err) != dc.NotFound || try > 0: // a second time: dropped and made anew meanwhile
+			return nil, err
+		}
 	}
-	return &dir{store: r.store, table: t}, nil
 }
 
 func (r *root) List(ctx context.Context, after string, limit int) ([]synth.DirEntry, error) {
