@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"missingos/srv/dc"
 )
+
+const lockPatience = time.Second
 
 // lockDir takes dir for this process, for as long as the returned file is open.
 func lockDir(dir string) (*os.File, error) {
@@ -22,7 +25,13 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, dc.Wrap(err, "lock directory", dir)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	// A daemon that has just been killed may take a moment to let go.
+	for until := time.Now().Add(lockPatience); ; time.Sleep(20 * time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(until) {
+			break
+		}
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		holder, _ := os.ReadFile(path)
 		_ = f.Close()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"strings"
 	"time"
 
@@ -91,7 +92,7 @@ func (c *replicaCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descTotal, float64(total))
 }
 
-// serveMetrics answers scrapes at /metrics, if an address is given.
+// serveMetrics answers scrapes at /metrics and profiles at /debug/pprof/, if an address is given.
 func (n *Node) serveMetrics() error {
 	if n.cfg.Metrics == "" {
 		return nil
@@ -102,6 +103,9 @@ func (n *Node) serveMetrics() error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(n.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: dialTimeout}
 	n.loops.Go(func() { _ = s.Serve(lis) })
 	n.closes("metrics", func(context.Context) error { return s.Close() })
