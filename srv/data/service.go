@@ -123,7 +123,21 @@ func (s *Service) change(ctx context.Context, op string, h *dcpb.Header, now int
 	return reply(res), nil
 }
 
+// frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
+func frees(c *command.DataCommand) bool {
+	switch op := c.Op.(type) {
+	case *command.DataCommand_Unlink, *command.DataCommand_RemoveXattr, *command.DataCommand_Purge, *command.DataCommand_Forget:
+		return true
+	case *command.DataCommand_SetAttr:
+		return op.SetAttr.Size != nil && *op.SetAttr.Size == 0
+	}
+	return false
+}
+
 func propose(ctx context.Context, r replica.Replica, id dc.RequestID, c *command.DataCommand) (*command.DataResult, error) {
+	if frees(c) {
+		ctx = replica.Freeing(ctx)
+	}
 	body, err := proto.Marshal(c)
 	if err != nil {
 		return nil, dc.Errorf(dc.Internal, "data", "", "encode %T: %w", c.Op, err)
