@@ -84,7 +84,19 @@ func (s *Service) change(ctx context.Context, name string, h *dcpb.Header, op an
 	return reply, nil
 }
 
+// frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
+func frees(op any) bool {
+	switch op.(type) {
+	case *command.KVRemove, *command.KVDrop, *command.KVSweep:
+		return true
+	}
+	return false
+}
+
 func propose(ctx context.Context, r replica.Replica, id dc.RequestID, op any) (*command.KVResult, error) {
+	if frees(op) {
+		ctx = replica.Freeing(ctx)
+	}
 	body, err := kv.Command(op)
 	if err != nil {
 		return nil, dc.Errorf(dc.Internal, "kv", "", "encode %T: %w", op, err)

@@ -132,6 +132,9 @@ func (t *term) do(ctx context.Context, id dc.RequestID, c *command.TopicCommand,
 	if len(body) > dc.MaxCommandBytes {
 		return dc.Errorf(dc.TooLarge, "topic", "", "a command of %d bytes exceeds the limit of %d (MaxCommandBytes)", len(body), dc.MaxCommandBytes)
 	}
+	if c.GetPublish() == nil {
+		ctx = replica.Freeing(ctx) // only messages make the log grow: readers go on when the disk has reached its reserve
+	}
 	answer, err := t.replica.Propose(ctx, id, body)
 	if err != nil || out == nil {
 		return err
