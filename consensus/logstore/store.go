@@ -60,7 +60,7 @@ func Open(cfg Config) (Store, error) {
 		return nil, err
 	}
 	meta := &metadb.BoltMetaDB{} // raft-wal does not close the one it makes itself
-	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(meta), wal.WithLogger(hclog.NewNullLogger()))
+	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(meta), wal.WithSegmentFiler(newFiler(dir)), wal.WithLogger(hclog.NewNullLogger()))
 	if err != nil {
 		return nil, fmt.Errorf("raft log %s: %w", dir, err)
 	}
