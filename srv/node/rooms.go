@@ -18,6 +18,7 @@ import (
 	"missingos/srv/data"
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
+	"missingos/srv/job"
 	"missingos/srv/kv"
 	"missingos/srv/lock"
 	"missingos/srv/meta"
@@ -52,6 +53,7 @@ func (n *Node) openRooms() (*rooms, error) {
 	}
 	n.openKV(r)
 	n.openTopic(r)
+	n.openJobs(r)
 	return r, nil
 }
 
@@ -111,6 +113,10 @@ func (n *Node) openKV(r *rooms) {
 
 func (n *Node) openTopic(r *rooms) {
 	r.kinds[dc.KindTopic] = topic.New(topic.Config{Descriptors: n.meta, Log: n.log}).Kind()
+}
+
+func (n *Node) openJobs(r *rooms) {
+	r.kinds[dc.KindJobs] = job.New(job.Config{Replicas: n.replicas, Log: n.log}).Kind()
 }
 
 // every calls fn each period until ctx ends.

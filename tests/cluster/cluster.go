@@ -6,13 +6,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"missingos/srv/client"
-	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/node"
 	"missingos/srv/pki"
@@ -267,7 +265,7 @@ func (c *Cluster) WaitWhole() {
 			return fmt.Sprintf("%d nodes up", want)
 		}
 		want = min(want, 3)
-		for _, g := range served(st.Groups) {
+		for _, g := range st.Groups {
 			voters := 0
 			for _, r := range g.Replicas {
 				if r.Role != "voter" || r.Health != "ok" {
@@ -281,11 +279,6 @@ func (c *Cluster) WaitWhole() {
 		}
 		return ""
 	})
-}
-
-// served leaves out the groups of kinds that this version has no service for.
-func served(groups []*dcpb.AdminGroup) []*dcpb.AdminGroup {
-	return slices.DeleteFunc(slices.Clone(groups), func(g *dcpb.AdminGroup) bool { return g.Name == dc.KindJobs })
 }
 
 func (c *Cluster) up() int {

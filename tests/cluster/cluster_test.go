@@ -128,7 +128,7 @@ func TestAStalledLeaderIsReplaced(t *testing.T) {
 func (c *Cluster) members(want ...uint64) {
 	c.t.Helper()
 	c.Wait(fmt.Sprint("groups to be on nodes ", want), func(st *dcpb.MetaStatusReply) string {
-		for _, g := range served(st.Groups) {
+		for _, g := range st.Groups {
 			var got []uint64
 			for _, r := range g.Replicas {
 				if r.Role != "voter" || r.Health != "ok" {
