@@ -43,6 +43,9 @@ const (
 	TopicVisibility    = 30 * time.Second // the default: how long a reader may take before a message goes to another
 	MaxTopicVisibility = 12 * time.Hour
 
+	MaxTaskOutput  = 16 * MiB    // kept of each of a task's two outputs: the latest
+	JobLeaseMargin = time.Second // a node's tasks are dead this long before its lease ends by its own clock
+
 	MaxInFlightPerClient = 4096 // mutations a client may have unanswered
 	MaxScanPage          = 1024 // entries a paged answer may hold
 	MaxRecentErrors      = 256  // kept at /dc/.dc/errors
