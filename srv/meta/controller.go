@@ -130,7 +130,7 @@ func (v *view) rebalance(held map[dc.NodeID]int) (placement, bool) {
 			full = n.id
 		}
 	}
-	for _, g := range v.groups {
+	for _, g := range byDisturbance(v.groups, full) {
 		if !slices.Contains(g.desired, full) {
 			continue
 		}
@@ -143,6 +143,22 @@ func (v *view) rebalance(held map[dc.NodeID]int) (placement, bool) {
 		return placement{g.id, g.version, nodes}, true
 	}
 	return placement{}, false
+}
+
+// byDisturbance orders groups by how little it disturbs to take their replica off node n: first those that it does not lead, the meta group last.
+func byDisturbance(groups []viewGroup, n dc.NodeID) []viewGroup {
+	cost := func(g viewGroup) int {
+		switch {
+		case g.id == dc.MetaGroup:
+			return 2
+		case g.leader == n:
+			return 1
+		}
+		return 0
+	}
+	sorted := slices.Clone(groups)
+	slices.SortStableFunc(sorted, func(a, b viewGroup) int { return cmp.Compare(cost(a), cost(b)) })
+	return sorted
 }
 
 // spread gives one leadership to hand over, if that evens out how many the nodes lead, or empties a draining node. The meta group's own only moves

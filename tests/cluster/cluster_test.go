@@ -2,9 +2,11 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/node"
+	"missingos/srv/pki"
 )
 
 func TestMain(m *testing.M) {
@@ -246,5 +249,61 @@ func TestAFullNodeKeepsItsGroupsFromGrowing(t *testing.T) {
 		if err != nil || ctx.Err() != nil {
 			t.Fatalf("a row on a full node: %v, want no space", err)
 		}
+	}
+}
+
+func TestAJoinTokenAdmitsOneNodeOnceAndInTime(t *testing.T) {
+	t.Parallel()
+	c := Start(t, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	join := func(dir, token string) error {
+		_, err := node.Join(ctx, dir, token, "127.0.0.1:1", "x", "")
+		return err
+	}
+	good := c.Token(ctx)
+	first := t.TempDir()
+	wrong, err := pki.ParseToken(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong.Secret[0] ^= 1
+	if err := join(t.TempDir(), wrong.String()); !errors.Is(err, dc.Denied) {
+		t.Errorf("a wrong token: %v, want denied", err)
+	}
+	stranger := wrong
+	stranger.Fingerprint[0] ^= 1
+	if err := join(t.TempDir(), stranger.String()); err == nil {
+		t.Error("a node joined a cluster whose authority is not the token's")
+	}
+	if err := join(first, good); err != nil {
+		t.Fatal(err)
+	}
+	if err := join(first, good); !errors.Is(err, dc.Exists) {
+		t.Errorf("a directory that is a node's already: %v, want exists", err)
+	}
+	if err := join(t.TempDir(), good); !errors.Is(err, dc.Denied) {
+		t.Errorf("a used token: %v, want denied", err)
+	}
+	late := pki.NewToken(wrong.Fingerprint, wrong.Addresses)
+	if _, err := c.Meta(1).MintToken(ctx, pki.Hash(late.Secret[:]), time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	c.put(t, 1, "later") // the cluster's clock moves with its log
+	if err := join(t.TempDir(), late.String()); !errors.Is(err, dc.Denied) {
+		t.Errorf("an expired token: %v, want denied", err)
+	}
+	id, err := node.Init(t.TempDir(), "127.0.0.1:1", "other", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := id.Client(1) // a certificate of another cluster, shown to this one
+	conf.VerifyConnection = nil
+	cc, err := tls.Dial("tcp", c.Node(1).Address(), conf)
+	if err == nil {
+		if _, err = cc.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Error("a certificate of another cluster was accepted")
+		}
+		_ = cc.Close()
 	}
 }
