@@ -7,7 +7,6 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"missingos/srv/dc"
 	"missingos/srv/dc/file"
 )
 
@@ -17,7 +16,7 @@ func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 	n := f.open(ino)
 	a, known := f.recent.take(in.Pid, ino)
 	if !known || n != nil || in.Opcode == opLookup { // the dispatcher asks for the root directory when its name is looked up
-		ctx, stop := f.context(cancel, &in.InHeader, dc.OpTimeout)
+		ctx, stop := f.context(cancel, &in.InHeader, f.patience())
 		defer stop()
 		var err error
 		if a, err = f.cfg.Service.Stat(ctx, ino, 0); err == nil && n != nil {
@@ -26,6 +25,7 @@ func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 		if err != nil {
 			return f.status(ctx, err)
 		}
+		f.failed.Store(0)
 		if in.Opcode == opLookup {
 			f.recent.put(in.Pid, a)
 		}

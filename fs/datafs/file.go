@@ -169,7 +169,8 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 		f.recent.drop(in.Pid)
 		return fuse.OK
 	}
-	ctx, stop := f.begin(nil, &in.InHeader) // not interruptible: the caller could not try again
+	f.recent.drop(in.Pid)
+	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout) // not interruptible: the caller could not try again
 	defer stop()
 	err := h.inode.flush(ctx)
 	if lost := h.inode.takeLost(); err == nil {
@@ -184,7 +185,8 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if h == nil {
 		return fuse.EBADF
 	}
-	ctx, stop := f.begin(nil, &in.InHeader)
+	f.recent.drop(in.Pid)
+	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout)
 	defer stop()
 	err := h.inode.sync(ctx)
 	if lost := h.inode.takeLost(); err == nil {

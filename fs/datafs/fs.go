@@ -22,8 +22,12 @@ const (
 	flushAfter   = 2 * time.Second        // how long written data stays on this node only
 	flushLook    = 500 * time.Millisecond // how often that is looked for
 	flushWorkers = 4
-	blockBytes   = 4096 // st_blksize; a larger one would become the kernel's block size for its cache
-	nameMax      = dc.MaxNameBytes
+	// An operation that follows one which got no answer in dc.OpTimeout waits no longer than afterFailure: the kernel asks twice
+	// before it reports that a name cannot be looked up.
+	afterFailure  = 4 * time.Second
+	failureRecent = 10 * time.Second
+	blockBytes    = 4096 // st_blksize; a larger one would become the kernel's block size for its cache
+	nameMax       = dc.MaxNameBytes
 )
 
 // Config is what the room needs.
@@ -42,6 +46,7 @@ type FS struct {
 	recent             recentLookups
 	blocks             *blockCache
 	dirtyBytes         atomic.Int64
+	failed             atomic.Int64 // when an operation last got no answer, Unix nanoseconds; 0 once one did
 	stop               context.CancelFunc
 	done               sync.WaitGroup
 
@@ -150,7 +155,15 @@ func (f *FS) report(ctx context.Context) {
 // begin makes the ctx of one operation. Whatever the thread looked up before, it has gone on to something else.
 func (f *FS) begin(cancel <-chan struct{}, h *fuse.InHeader) (context.Context, context.CancelFunc) {
 	f.recent.drop(h.Pid)
-	return f.context(cancel, h, dc.OpTimeout)
+	return f.context(cancel, h, f.patience())
+}
+
+// patience is how long an operation may take now.
+func (f *FS) patience() time.Duration {
+	if at := f.failed.Load(); at != 0 && time.Since(time.Unix(0, at)) < failureRecent {
+		return afterFailure
+	}
+	return dc.OpTimeout
 }
 
 func (f *FS) context(cancel <-chan struct{}, h *fuse.InHeader, timeout time.Duration) (context.Context, context.CancelFunc) {
@@ -165,11 +178,16 @@ func (f *FS) context(cancel <-chan struct{}, h *fuse.InHeader, timeout time.Dura
 
 // status is the errno for err. Names that do not exist are no news.
 func (f *FS) status(ctx context.Context, err error) fuse.Status {
-	switch {
-	case err == nil:
+	if err == nil {
+		f.failed.Store(0)
 		return fuse.OK
-	case dc.KindOf(err) == dc.NotFound:
+	}
+	switch dc.KindOf(err) {
+	case dc.NotFound:
+		f.failed.Store(0)
 		return fuse.ENOENT
+	case dc.Unavailable:
+		f.failed.Store(time.Now().UnixNano())
 	}
 	return f.cfg.Door.Status(ctx, err)
 }

@@ -14,6 +14,7 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 	if err != nil {
 		return f.status(ctx, err)
 	}
+	f.failed.Store(0)
 	if n := f.open(a.Ino); n == nil {
 		f.recent.put(h.Pid, a)
 	} else if a, err = n.settled(ctx, a); err != nil {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -44,6 +45,17 @@ func (s *suspects) add(n dc.NodeID) {
 		s.until = map[dc.NodeID]time.Time{}
 	}
 	s.until[n] = time.Now().Add(suspectFor)
+}
+
+// note takes in how a write to n went. A full disk is no reason to suspect the node.
+func (s *suspects) note(n dc.NodeID, err error) {
+	if err != nil && !errors.Is(err, dc.NoSpace) {
+		s.add(n)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.until, n)
 }
 
 func (s *suspects) has(n dc.NodeID) bool {
@@ -88,7 +100,7 @@ func (d *Data) order(nodes []dc.NodeID) {
 }
 
 // WriteBlock stores data, which nobody may change afterwards, as a new block on three nodes, or as many as there are, and tells where it is.
-// It returns once two have it and the third has, has failed, or is slow; a node that fails is replaced by another. dc.NoSpace
+// It returns once two have it and the third has, has failed, is slow, or was a moment ago; a node that fails is replaced by another. dc.NoSpace
 // if too few have room, dc.Unavailable if too few answer.
 func (d *Data) WriteBlock(ctx context.Context, ino file.Ino, data []byte) (file.Location, error) {
 	const op = "block.write"
@@ -106,15 +118,17 @@ func (d *Data) WriteBlock(ctx context.Context, ino file.Ino, data []byte) (file.
 		err  error
 	}
 	outcomes := make(chan outcome, len(nodes))
-	running := 0
+	running := map[dc.NodeID]bool{} // by node: whether it is worth waiting for
 	next := func() {
 		n := nodes[0]
 		nodes = nodes[1:]
-		running++
+		running[n] = !d.suspect.has(n)
 		d.writes.Go(func() {
 			put, cancel := context.WithTimeout(context.WithoutCancel(ctx), putTimeout)
 			defer cancel()
-			outcomes <- outcome{n, d.put(put, n, id, ino, data)}
+			err := d.put(put, n, id, ino, data)
+			d.suspect.note(n, err)
+			outcomes <- outcome{n, err}
 		})
 	}
 	for range want {
@@ -123,26 +137,33 @@ func (d *Data) WriteBlock(ctx context.Context, ino file.Ino, data []byte) (file.
 	l := file.Location{Block: id, Bytes: len(data)}
 	var errs []error
 	var late <-chan time.Time
-	for running > 0 {
+	for len(running) > 0 {
+		if len(l.Nodes) >= enough {
+			if !slices.Contains(slices.Collect(maps.Values(running)), true) {
+				return l, nil
+			}
+			if late == nil {
+				late = time.After(straggle)
+			}
+		}
 		select {
 		case o := <-outcomes:
-			running--
+			delete(running, o.node)
 			if o.err == nil {
 				l.Nodes = append(l.Nodes, o.node)
 				break
 			}
-			d.suspect.add(o.node)
 			errs = append(errs, o.err)
 			if len(nodes) > 0 {
 				next()
 			}
 		case <-late:
+			for n := range running {
+				d.suspect.add(n)
+			}
 			return l, nil
 		case <-ctx.Done():
 			return l, dc.Errorf(dc.KindOf(ctx.Err()), op, id.String(), "%d of %d replicas written in time: %w", len(l.Nodes), enough, errors.Join(errs...))
-		}
-		if len(l.Nodes) >= enough && late == nil {
-			late = time.After(straggle)
 		}
 	}
 	if len(l.Nodes) >= enough {

@@ -19,6 +19,7 @@ const (
 	groupExec   = 0o010
 	dirLinks    = 2 // "." and the name in the parent
 	rowsPerStep = 1024
+	controlName = ".dc" // hidden in every directory of the tree
 )
 
 var marshal = proto.MarshalOptions{Deterministic: true}
@@ -126,6 +127,8 @@ func checkName(op string, name []byte) error {
 	switch {
 	case len(name) == 0 || string(name) == "." || string(name) == "..":
 		return dc.Errorf(dc.Invalid, op, string(name), "not a name for a file")
+	case string(name) == controlName:
+		return dc.Errorf(dc.NotOwner, op, string(name), "the name is kept for the directory's control files")
 	case len(name) > dc.MaxNameBytes:
 		return dc.Errorf(dc.NameTooLong, op, string(name), "the name has %d bytes, the limit is %d", len(name), dc.MaxNameBytes)
 	}
