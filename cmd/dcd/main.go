@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"missingos/scheduler/driver"
 	"missingos/srv/dc"
 	"missingos/srv/node"
 )
@@ -42,7 +43,12 @@ const defaultDir = "/var/lib/dc"
 
 const joinTimeout = 60 * time.Second
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "shim" { // a task's own process, started by the daemon: nothing else may run in it before
+		os.Exit(driver.ShimMain(os.Args[2:]))
+	}
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {

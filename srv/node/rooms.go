@@ -10,10 +10,12 @@ import (
 
 	"missingos/fs"
 	"missingos/fs/datafs"
+	"missingos/fs/jobfs"
 	"missingos/fs/kvfs"
 	"missingos/fs/lockfs"
 	"missingos/fs/nodefs"
 	"missingos/fs/synth"
+	"missingos/fs/topicfs"
 	"missingos/srv/client"
 	"missingos/srv/data"
 	"missingos/srv/dc"
@@ -113,10 +115,12 @@ func (n *Node) openKV(r *rooms) {
 
 func (n *Node) openTopic(r *rooms) {
 	r.kinds[dc.KindTopic] = topic.New(topic.Config{Descriptors: n.meta, Log: n.log}).Kind()
+	r.mount.Rooms["topics"] = topicfs.New(client.NewTopics(n.client, n.meta))
 }
 
 func (n *Node) openJobs(r *rooms) {
 	r.kinds[dc.KindJobs] = job.New(job.Config{Replicas: n.replicas, Log: n.log}).Kind()
+	r.mount.Rooms["jobs"] = jobfs.New(client.NewJobs(n.client))
 }
 
 // every calls fn each period until ctx ends.
