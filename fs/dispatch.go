@@ -1,6 +1,10 @@
 package fs
 
 import (
+	"maps"
+	"sync"
+	"time"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -17,8 +21,9 @@ const (
 // request again for the whole mount, so one server's "not here" is never let through to spoil the other's; the
 // answer that the kernel would have given instead is.
 type dispatch struct {
-	synth *synth.Server
-	data  fuse.RawFileSystem // nil: there is no /dc/data
+	synth  *synth.Server
+	data   fuse.RawFileSystem // nil: there is no /dc/data
+	failed failures
 }
 
 var _ fuse.RawFileSystem = (*dispatch)(nil)
@@ -57,7 +62,21 @@ func (d *dispatch) OnUnmount() {
 	}
 }
 
+// Lookup fails once where the kernel would have it fail twice: it takes the failure to look a known name up again as the name's end,
+// and looks it up anew, so that a caller would wait for two deadlines when there is no quorum.
 func (d *dispatch) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	if d.failed.lately(h.NodeId, name) {
+		return fuse.EIO
+	}
+	start := time.Now()
+	st := d.lookup(cancel, h, name, out)
+	if st == fuse.EIO && time.Since(start) > slowFailure {
+		d.failed.add(h.NodeId, name)
+	}
+	return st
+}
+
+func (d *dispatch) lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
 	if h.NodeId != synth.RootID || name != dataName || d.data == nil {
 		return instead(d.of(h.NodeId).Lookup(cancel, h, name, out), fuse.EIO)
 	}
@@ -69,6 +88,41 @@ func (d *dispatch) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string,
 	}
 	*out = fuse.EntryOut{NodeId: DataRoot, Attr: attr.Attr}
 	return fuse.OK
+}
+
+const (
+	slowFailure   = time.Second            // a look-up that failed after that waited for somebody
+	failureMemory = 500 * time.Millisecond // how long its failure answers for another
+	maxFailures   = 1024
+)
+
+// failures remembers look-ups that have just failed by their deadline. The zero value is ready for use.
+type failures struct {
+	mu    sync.Mutex
+	until map[failure]time.Time
+}
+
+type failure struct {
+	parent uint64
+	name   string
+}
+
+func (f *failures) lately(parent uint64, name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	until, ok := f.until[failure{parent, name}]
+	return ok && time.Now().Before(until)
+}
+
+func (f *failures) add(parent uint64, name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(f.until, func(_ failure, until time.Time) bool { return now.After(until) })
+	if f.until == nil || len(f.until) >= maxFailures {
+		f.until = make(map[failure]time.Time)
+	}
+	f.until[failure{parent, name}] = now.Add(failureMemory)
 }
 
 func (d *dispatch) Forget(id, n uint64) { d.of(id).Forget(id, n) }

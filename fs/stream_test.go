@@ -488,3 +488,27 @@ n = libc.read(fd, ctypes.create_string_buffer(10), 10)
 print(n, os.strerror(ctypes.get_errno()))
 E`, "-1 Interrupted system call")
 }
+
+// stuck is a file whose every look-up but the first waits for a quorum that is gone.
+type stuck struct {
+	memory
+	lookups atomic.Int64
+}
+
+func (d *stuck) Lookup(ctx context.Context, name string) (synth.Node, error) {
+	if d.lookups.Add(1) == 1 {
+		return d.memory.Lookup(ctx, name)
+	}
+	time.Sleep(1100 * time.Millisecond)
+	return nil, dc.Errorf(dc.Unavailable, "lookup", name, "the group has no leader")
+}
+
+func TestALookupFailsOnce(t *testing.T) {
+	room := &stuck{memory: memory{key: "t", files: map[string]*memoryFile{}}}
+	room.files["f"] = &memoryFile{key: "t/f", mode: 0o666}
+	dir, _ := mount(t, room)
+	expect(t, dir, `cat t/f; cat t/f 2>&1 | grep -o 'Input/output error'`, "Input/output error")
+	if n := room.lookups.Load(); n != 2 {
+		t.Errorf("the room was asked %d times, want 2: once before the quorum was gone, once after", n)
+	}
+}

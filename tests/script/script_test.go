@@ -62,8 +62,8 @@ func run(t *testing.T, dir string, alone bool) {
 				faults.Lock()
 				e.Defer(func() {
 					defer faults.Unlock()
-					if out, err := c.dcctl("local", "up"); err != nil {
-						t.Errorf("the cluster is not whole after %s: %v\n%s", e.WorkDir, err, out)
+					if err := c.whole(); err != nil {
+						t.Errorf("after %s: %v", e.WorkDir, err)
 					}
 				})
 			}
@@ -144,6 +144,23 @@ func start(t *testing.T) *cluster {
 	}
 	t.Logf("three nodes up in %v", time.Since(begin).Round(time.Millisecond))
 	return c
+}
+
+// whole starts what a script has stopped, and waits until all is well; in a foreign cluster it only starts.
+func (c *cluster) whole() error {
+	if !c.foreign {
+		out, err := c.dcctl("local", "up")
+		if err != nil {
+			err = fmt.Errorf("the cluster does not become whole: %w\n%s", err, out)
+		}
+		return err
+	}
+	for n := 1; n <= nodes; n++ {
+		if out, err := c.dcctl("local", "start", strconv.Itoa(n)); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+	}
+	return nil
 }
 
 // dcctl runs dcctl on the cluster's directory.
