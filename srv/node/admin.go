@@ -25,7 +25,7 @@ import (
 const SocketName = "dcd.sock"
 
 // statusTimeout bounds the wait for meta's leader before the node answers with what it knows itself.
-const statusTimeout = 3 * time.Second
+const statusTimeout = 2 * time.Second
 
 // adminServer answers dcctl on the unix socket. Root and the daemon's own user may do everything, others may look.
 type adminServer struct {

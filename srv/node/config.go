@@ -39,6 +39,8 @@ type Config struct {
 	ReserveBytes uint64
 	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere. 0 means 5 minutes.
 	DeadAfter time.Duration
+	// Shim is the command of a program that runs driver.ShimMain, for the tasks of jobs. Without it this node runs no tasks.
+	Shim []string
 	// Listener, if set, is used in place of Listen (tests).
 	Listener net.Listener
 	// Dial, if set, opens connections to other nodes in place of TCP (tests cut them).

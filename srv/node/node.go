@@ -179,10 +179,13 @@ func (n *Node) serve(ctx context.Context, lis net.Listener) error {
 		return err
 	}
 	n.log.Info("node runs", "name", n.id.Name, "cluster", n.id.Cluster, "address", n.address, "version", Version, "commit", Commit)
-	if n.cfg.NoMount {
-		return nil
+	if !n.cfg.NoMount {
+		if err := n.mount(); err != nil {
+			return err
+		}
 	}
-	return n.mount()
+	n.runTasks(ctx)
+	return nil
 }
 
 func (n *Node) end(err error) {

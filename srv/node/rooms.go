@@ -3,9 +3,12 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"runtime"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"missingos/fs"
@@ -16,6 +19,8 @@ import (
 	"missingos/fs/nodefs"
 	"missingos/fs/synth"
 	"missingos/fs/topicfs"
+	"missingos/scheduler/agent"
+	"missingos/scheduler/driver"
 	"missingos/srv/client"
 	"missingos/srv/data"
 	"missingos/srv/dc"
@@ -37,6 +42,7 @@ type rooms struct {
 	closers  []closer                      // what must end while the node still serves, in the order of opening
 	mount    fs.Config
 
+	agent   *agent.Agent // nil: this node runs no tasks
 	mounted *fs.Mounted
 }
 
@@ -55,8 +61,7 @@ func (n *Node) openRooms() (*rooms, error) {
 	}
 	n.openKV(r)
 	n.openTopic(r)
-	n.openJobs(r)
-	return r, nil
+	return r, n.openJobs(r)
 }
 
 func (n *Node) openMeta(r *rooms) {
@@ -118,9 +123,65 @@ func (n *Node) openTopic(r *rooms) {
 	r.mount.Rooms["topics"] = topicfs.New(client.NewTopics(n.client, n.meta))
 }
 
-func (n *Node) openJobs(r *rooms) {
+// tasksDir holds what the tasks of this node write.
+const tasksDir = "tasks"
+
+func (n *Node) openJobs(r *rooms) error {
 	r.kinds[dc.KindJobs] = job.New(job.Config{Replicas: n.replicas, Log: n.log}).Kind()
-	r.mount.Rooms["jobs"] = jobfs.New(client.NewJobs(n.client))
+	jobs := client.NewJobs(n.client)
+	r.mount.Rooms["jobs"] = jobfs.New(jobs)
+	if len(n.cfg.Shim) == 0 {
+		return nil
+	}
+	tree := n.cfg.Mount
+	if n.cfg.NoMount {
+		tree = ""
+	}
+	tasks, err := driver.New(driver.Config{Dir: filepath.Join(n.cfg.Dir, tasksDir), Shim: n.cfg.Shim, MountPoint: tree, Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.closes("task driver", func(context.Context) error { return tasks.Close() })
+	r.register = append(r.register, job.NewOutputs(tasks).Register)
+	r.agent = agent.New(agent.Config{
+		Offer: n.offer, Leader: jobs.Agent(), Start: agent.WithDriver(tasks), Draining: n.draining, Log: n.log,
+	})
+	r.run = append(r.run, func(ctx context.Context) {
+		every(ctx, agent.PruneEvery, func() {
+			if _, err := agent.Prune(tasks, time.Now()); err != nil {
+				n.log.Warn("old output of tasks is not removed", "err", err)
+			}
+		})
+	})
+	return nil
+}
+
+// offer is what this machine has for tasks: all its cores, and its memory but for a tenth.
+func (n *Node) offer() agent.Offer {
+	o := agent.Offer{Name: n.id.Name, CPUMilli: runtime.NumCPU() * 1000, Labels: map[string]string{}}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		o.MemoryBytes = int64(uint64(info.Totalram) * uint64(info.Unit) / 10 * 9)
+	}
+	if rec, ok := n.directory.node(n.id.Node); ok {
+		maps.Copy(o.Labels, rec.Labels)
+	}
+	maps.Copy(o.Labels, map[string]string{"node": n.id.Name, "arch": runtime.GOARCH, "os": runtime.GOOS})
+	return o
+}
+
+func (n *Node) draining() bool {
+	rec, ok := n.directory.node(n.id.Node)
+	return ok && rec.Drain
+}
+
+// runTasks begins to take tasks. They see the tree, so it comes after the mount, and they end before it does.
+func (n *Node) runTasks(ctx context.Context) {
+	if n.rooms.agent == nil {
+		return
+	}
+	n.loops.Go(func() { n.rooms.agent.Run(ctx) })
+	n.closes("tasks", n.rooms.agent.Close)
 }
 
 // every calls fn each period until ctx ends.
