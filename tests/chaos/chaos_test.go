@@ -3,16 +3,19 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -39,39 +42,65 @@ func TestEveryAcknowledgedWriteSurvives(t *testing.T) {
 	c := newCluster(t)
 	prepare(t, c, trees)
 
+	stop := startWriters(t, c, trees)
 	ctx, cancel := context.WithTimeout(t.Context(), length)
 	defer cancel()
-	l := newLedger()
-	var wg sync.WaitGroup
-	for n := 1; n <= nodes; n++ {
-		for _, tree := range trees {
-			w := writer{tree: tree, name: fmt.Sprintf("n%d", n), mount: c.mount(n), ledger: l}
-			wg.Go(func() { w.run(ctx) })
-		}
-		if slices.Contains(trees, "lock") {
-			wg.Go(func() { l.count(ctx, c.mount(n), fmt.Sprintf("n%d", n)) })
-		}
-	}
 	nemesis(ctx, t, c, rand.New(rand.NewPCG(seed, 1)))
 	c.healed(t, trees)
-	joined := make(chan struct{})
-	go func() { wg.Wait(); close(joined) }()
-	select {
-	case <-joined:
-	case <-time.After(time.Minute):
-		t.Fatalf("writers hang\n%s", c.state())
-	}
+	l := stop()
 	for _, tree := range trees {
 		l.check(t, c, tree)
 	}
 	if slices.Contains(trees, "lock") {
 		l.checkCounter(t, c)
 	}
-	for _, f := range l.faults {
+	for _, f := range l.Faults {
 		t.Error(f)
 	}
-	for _, e := range slices.Sorted(maps.Keys(l.errs)) {
-		t.Logf("%6d times %s", l.errs[e], e)
+	for _, e := range slices.Sorted(maps.Keys(l.Errs)) {
+		t.Logf("%6d times %s", l.Errs[e], e)
+	}
+}
+
+// startWriters starts the writers' process; stop ends it and gives what they know.
+func startWriters(t *testing.T, c *cluster, trees []string) (stop func() *ledger) {
+	t.Helper()
+	var mounts []string
+	for n := 1; n <= nodes; n++ {
+		mounts = append(mounts, c.mount(n))
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), writersEnv+"="+strings.Join(mounts, ":")+"::"+strings.Join(trees, ":"))
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return func() *ledger {
+		_ = in.Close()
+		select {
+		case err := <-ended:
+			l := &ledger{}
+			if err == nil {
+				err = json.Unmarshal(out.Bytes(), l)
+			}
+			if err != nil {
+				t.Fatalf("writers: %v\n%s", err, errs.String())
+			}
+			return l
+		case <-time.After(time.Minute):
+			_ = cmd.Process.Signal(syscall.SIGQUIT)
+			<-ended
+			t.Fatalf("writers hang\n%s\n%s", errs.String(), c.state())
+			return nil
+		}
 	}
 }
 
@@ -152,7 +181,7 @@ func (l *ledger) check(t *testing.T, c *cluster, tree string) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for id, o := range l.writes[tree] {
+	for id, o := range l.Writes[tree] {
 		n := first[id]
 		switch o {
 		case acknowledged:
@@ -171,12 +200,12 @@ func (l *ledger) check(t *testing.T, c *cluster, tree string) {
 		}
 	}
 	for id := range first {
-		if _, ok := l.writes[tree][strings.TrimPrefix(id, "empty ")]; !ok {
+		if _, ok := l.Writes[tree][strings.TrimPrefix(id, "empty ")]; !ok {
 			fault("%q was never written", id)
 		}
 	}
 	t.Logf("%-6s %6d acknowledged, all there once; %d unknown, %d of them there; longest time without an acknowledgement %v", tree, acked, maybe, present,
-		l.gap[tree].Round(time.Millisecond))
+		l.Gap[tree].Round(time.Millisecond))
 	if acked == 0 {
 		t.Errorf("%s: nothing was acknowledged", tree)
 	}
@@ -197,8 +226,8 @@ func (l *ledger) checkCounter(t *testing.T, c *cluster) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	t.Logf("flock  %6d increments acknowledged, %d unknown, the counter is at %d; longest time without one %v", len(l.numbers), l.maybe, n, l.gap["flock"].Round(time.Millisecond))
-	if n < len(l.numbers) || n > len(l.numbers)+l.maybe {
-		t.Errorf("the counter is at %d after %d acknowledged and %d unknown increments", n, len(l.numbers), l.maybe)
+	t.Logf("flock  %6d increments acknowledged, %d unknown, the counter is at %d; longest time without one %v", len(l.Numbers), l.Maybe, n, l.Gap["flock"].Round(time.Millisecond))
+	if n < len(l.Numbers) || n > len(l.Numbers)+l.Maybe {
+		t.Errorf("the counter is at %d after %d acknowledged and %d unknown increments", n, len(l.Numbers), l.Maybe)
 	}
 }

@@ -5,6 +5,7 @@ package chaos
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing"
 	"time"
 )
 
@@ -26,32 +28,66 @@ const (
 	acknowledged
 )
 
-// A ledger is what all writers know.
+// A ledger is what all writers know. It goes from their process to the test's as JSON.
 type ledger struct {
 	mu      sync.Mutex
-	writes  map[string]map[string]outcome // by tree, by the id that was written
-	numbers map[string]string             // counted numbers that were acknowledged, by whom
-	maybe   int                           // increments of unknown outcome
-	last    map[string]time.Time          // the latest acknowledgement, by tree
-	gap     map[string]time.Duration      // the longest time without one
-	errs    map[string]int
-	faults  []string
+	Writes  map[string]map[string]outcome // by tree, by the id that was written
+	Numbers map[string]string             // counted numbers that were acknowledged, by whom
+	Maybe   int                           // increments of unknown outcome
+	Gap     map[string]time.Duration      // the longest time without an acknowledgement, by tree
+	Errs    map[string]int
+	Faults  []string
+	last    map[string]time.Time // the latest acknowledgement, by tree
 }
 
 func newLedger() *ledger {
 	return &ledger{
-		writes: map[string]map[string]outcome{}, numbers: map[string]string{}, last: map[string]time.Time{}, gap: map[string]time.Duration{},
-		errs: map[string]int{},
+		Writes: map[string]map[string]outcome{}, Numbers: map[string]string{}, last: map[string]time.Time{}, Gap: map[string]time.Duration{},
+		Errs: map[string]int{},
 	}
+}
+
+// writersEnv makes the test binary the writers' process: the mounts, then the trees, by colons. They write until its standard input
+// ends, and it prints their ledger. The test's own process must have no file of the mounts open: a child that it starts closes
+// them on exec, and would wait for the very daemon that it is started to resume.
+const writersEnv = "DC_CHAOS_WRITERS"
+
+func TestMain(m *testing.M) {
+	spec := os.Getenv(writersEnv)
+	if spec == "" {
+		os.Exit(m.Run())
+	}
+	mounts, trees, _ := strings.Cut(spec, "::")
+	ctx, cancel := context.WithCancel(context.Background())
+	l := newLedger()
+	var wg sync.WaitGroup
+	for i, mount := range strings.Split(mounts, ":") {
+		name := fmt.Sprintf("n%d", i+1)
+		for tree := range strings.SplitSeq(trees, ":") {
+			w := writer{tree: tree, name: name, mount: mount, ledger: l}
+			wg.Go(func() { w.run(ctx) })
+			if tree == "lock" {
+				wg.Go(func() { l.count(ctx, mount, name) })
+			}
+		}
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	cancel()
+	wg.Wait()
+	if err := json.NewEncoder(os.Stdout).Encode(l); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 func (l *ledger) note(tree, id string, o outcome) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.writes[tree] == nil {
-		l.writes[tree] = map[string]outcome{}
+	if l.Writes[tree] == nil {
+		l.Writes[tree] = map[string]outcome{}
 	}
-	l.writes[tree][id] = o
+	l.Writes[tree][id] = o
 	if o == acknowledged {
 		l.ackedLocked(tree)
 	}
@@ -60,7 +96,7 @@ func (l *ledger) note(tree, id string, o outcome) {
 func (l *ledger) ackedLocked(tree string) {
 	now := time.Now()
 	if was, ok := l.last[tree]; ok {
-		l.gap[tree] = max(l.gap[tree], now.Sub(was))
+		l.Gap[tree] = max(l.Gap[tree], now.Sub(was))
 	}
 	l.last[tree] = now
 }
@@ -69,10 +105,10 @@ func (l *ledger) ackedLocked(tree string) {
 func (l *ledger) counted(n, by string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if other, ok := l.numbers[n]; ok {
-		l.faults = append(l.faults, fmt.Sprintf("the counter was set to %s by %s and by %s, both acknowledged under the lock", n, other, by))
+	if other, ok := l.Numbers[n]; ok {
+		l.Faults = append(l.Faults, fmt.Sprintf("the counter was set to %s by %s and by %s, both acknowledged under the lock", n, other, by))
 	}
-	l.numbers[n] = by
+	l.Numbers[n] = by
 	l.ackedLocked("flock")
 }
 
@@ -81,7 +117,7 @@ func (l *ledger) failed(tree string, err error) {
 	defer l.mu.Unlock()
 	var errno syscall.Errno
 	errors.As(err, &errno)
-	l.errs[tree+": "+errno.Error()]++
+	l.Errs[tree+": "+errno.Error()]++
 }
 
 // A writer writes one line after the other to one tree through one mount until ctx ends.
@@ -157,7 +193,7 @@ func (l *ledger) count(ctx context.Context, mount, name string) {
 			l.counted(number, by)
 		case done:
 			l.mu.Lock()
-			l.maybe++
+			l.Maybe++
 			l.mu.Unlock()
 			fallthrough
 		default:
