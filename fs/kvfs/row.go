@@ -125,9 +125,10 @@ func (h *handle) Read(ctx context.Context, dst []byte, off int64) (int, error) {
 	seen, loaded := h.seen, h.loaded
 	h.mu.Unlock()
 	if off == 0 || !loaded {
-		r, value, err := h.store.Get(ctx, h.table, h.path)
-		if err != nil && dc.KindOf(err) == dc.NotFound || err == nil && r.Created != h.created {
-			return 0, dc.Errorf(dc.Stale, "kv.get", h.path, "the row was removed or replaced since it was opened")
+		// A row that has replaced the opened one (mv) is read as well: whoever opens a row while it is replaced must see one of the two.
+		_, value, err := h.store.Get(ctx, h.table, h.path)
+		if err != nil && dc.KindOf(err) == dc.NotFound {
+			return 0, dc.Errorf(dc.Stale, "kv.get", h.path, "the row was removed since it was opened")
 		}
 		if err != nil {
 			return 0, err

@@ -3,6 +3,7 @@ package kv
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -34,6 +35,9 @@ type Config struct {
 type Service struct {
 	dcpb.UnimplementedKVServer
 	cfg Config
+
+	mu    sync.Mutex
+	wakes map[dc.GroupID]chan struct{} // of the groups that this node leads: a table was dropped
 }
 
 var _ dcpb.KVServer = (*Service)(nil)
@@ -43,7 +47,7 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{cfg: cfg}
+	return &Service{cfg: cfg, wakes: map[dc.GroupID]chan struct{}{}}
 }
 
 // Kind says how a node runs kv groups.
@@ -52,6 +56,7 @@ func (s *Service) Kind() replica.Kind {
 		Name:     dc.KindKV,
 		Machine:  kv.New,
 		Lead:     s.lead,
+		Applied:  s.applied,
 		Register: func(r grpc.ServiceRegistrar) { dcpb.RegisterKVServer(r, s) },
 	}
 }
@@ -143,13 +148,37 @@ const (
 	sweepTables = 64
 )
 
+// applied wakes the sweep of a group that this node leads when a table of it was dropped.
+func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
+	if len(events) == 0 {
+		return
+	}
+	s.mu.Lock()
+	wake := s.wakes[g]
+	s.mu.Unlock()
+	select {
+	case wake <- struct{}{}: // never, if this node does not lead
+	default:
+	}
+}
+
 // lead sweeps dropped tables while this node leads the group.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
+	wake := make(chan struct{}, 1)
+	s.mu.Lock()
+	s.wakes[r.Group()] = wake
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.wakes, r.Group())
+	}()
 	for {
 		if err := s.sweepAll(ctx, r); err != nil && ctx.Err() == nil {
 			s.cfg.Log.Warn("sweep of dropped tables stopped", "group", r.Group().String(), "err", err)
 		}
 		select {
+		case <-wake:
 		case <-time.After(sweepEvery):
 		case <-ctx.Done():
 			return
