@@ -184,7 +184,7 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	return node.Run(ctx, node.Config{
 		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter,
 		Shim: []string{"/proc/self/exe", "shim"},
-		Log: slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+		Log:  slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	})
 }
 

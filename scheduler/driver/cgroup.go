@@ -236,17 +236,22 @@ func (g *group) kill(wait time.Duration) bool {
 	}
 }
 
-// remove removes the groups, which must be empty.
+// remove removes the groups, which must hold no processes; a group that holds groups stays.
 func (g *group) remove() {
 	for _, dir := range g.dirs() {
 		for range 50 { // a group is busy for a moment after its last process has gone
 			err := os.Remove(dir)
-			if err == nil || errors.Is(err, fs.ErrNotExist) {
+			if err == nil || errors.Is(err, fs.ErrNotExist) || holdsGroups(dir) {
 				break
 			}
 			time.Sleep(killPause)
 		}
 	}
+}
+
+func holdsGroups(dir string) bool {
+	entries, _ := os.ReadDir(dir)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return e.IsDir() })
 }
 
 // clear ends and removes what tasks an earlier daemon has left in the groups of a node.

@@ -95,7 +95,10 @@ func (d *Driver) clear() error {
 }
 
 // Close releases the driver. Tasks that still run are killed as their pipes end.
-func (d *Driver) Close() error { return d.alive.Close() }
+func (d *Driver) Close() error {
+	detect().group(d.node, "").remove()
+	return d.alive.Close()
+}
 
 func (d *Driver) taskDir(id string) string { return filepath.Join(d.cfg.Dir, id) }
 
@@ -104,6 +107,8 @@ type Kept struct {
 	ID    string
 	Bytes int64     // of output
 	Last  time.Time // of its last change
+	// Running tells that it has not ended, or that its end is not all done.
+	Running bool
 }
 
 // Kept lists the tasks that this machine has output of.
@@ -117,7 +122,7 @@ func (d *Driver) Kept() []Kept {
 		if !e.IsDir() {
 			continue
 		}
-		k := Kept{ID: e.Name()}
+		k := Kept{ID: e.Name(), Running: exists(filepath.Join(d.taskDir(e.Name()), workDir))}
 		files, _ := os.ReadDir(d.taskDir(k.ID))
 		for _, f := range files {
 			if st, err := f.Info(); err == nil {

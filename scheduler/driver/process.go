@@ -214,8 +214,14 @@ func (p *Process) Extend(lease time.Duration) { p.order(order{Deadline: lease}) 
 // Stop sends TERM to the task's process group, and kills the task after its grace.
 func (p *Process) Stop() { p.order(order{Stop: true}) }
 
-// Kill kills the task.
-func (p *Process) Kill() { p.order(order{Kill: true}) }
+// Kill kills the task. One that has not begun yet loses its shim, which may hang in preparing it.
+func (p *Process) Kill() {
+	if p.PID() == 0 {
+		p.orders.Close()
+		return
+	}
+	p.order(order{Kill: true})
+}
 
 // Signal sends a signal to the task's process group.
 func (p *Process) Signal(sig int) { p.order(order{Signal: sig}) }

@@ -58,8 +58,10 @@ func (s *Service) Sync(ctx context.Context, r *dcpb.JobSyncRequest) (*dcpb.JobSy
 			return nil, err
 		}
 		if !renewed {
+			if !t.renew(n, r.Epoch) {
+				return nil, dc.Errorf(dc.Stale, "job.sync", n.String(), "the lease under epoch %d is being ended", r.Epoch)
+			}
 			renewed = true
-			t.renew(n, r.Epoch)
 		}
 		if drain {
 			if _, err := t.do(ctx, t.replica.NewID(), &command.JobDrain{Node: uint64(n), Drain: r.Draining}); err != nil {

@@ -33,8 +33,9 @@ type term struct {
 }
 
 type lease struct {
-	epoch uint64
-	until time.Time
+	epoch  uint64
+	until  time.Time
+	ending bool // its end is proposed: it is not renewed any more
 }
 
 // lead runs a term: leases and placement.
@@ -67,20 +68,24 @@ func (t *term) begin() error {
 	return t.replica.Local(func(rd storage.Reader) error {
 		for _, n := range job.Nodes(rd) {
 			if n.Live {
-				t.leases[dc.NodeID(n.Id)] = lease{n.Epoch, time.Now().Add(dc.SessionTTL)}
+				t.leases[dc.NodeID(n.Id)] = lease{epoch: n.Epoch, until: time.Now().Add(dc.SessionTTL)}
 			}
 		}
 		return nil
 	})
 }
 
-// renew extends a node's lease from now on.
-func (t *term) renew(n dc.NodeID, epoch uint64) {
+// renew extends a node's lease from now on. It does not if the end of that lease is on its way to the log: the node must not be told
+// that it still has what another node is about to get.
+func (t *term) renew(n dc.NodeID, epoch uint64) (renewed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if l := t.leases[n]; l.epoch <= epoch {
-		t.leases[n] = lease{epoch, time.Now().Add(dc.SessionTTL)}
+	l := t.leases[n]
+	if l.epoch > epoch || l.epoch == epoch && l.ending {
+		return false
 	}
+	t.leases[n] = lease{epoch: epoch, until: time.Now().Add(dc.SessionTTL)}
+	return true
 }
 
 // keepLeases ends leases that were not renewed in time.
@@ -117,6 +122,8 @@ func (t *term) ended(now time.Time) map[dc.NodeID]lease {
 	out := map[dc.NodeID]lease{}
 	for n, l := range t.leases {
 		if now.After(l.until) {
+			l.ending = true
+			t.leases[n] = l
 			out[n] = l
 		}
 	}
