@@ -5,7 +5,7 @@ import "strings"
 const controlName = ".dc"
 
 // escapes are the sequences that names use for what they cannot hold.
-var escapes = strings.NewReplacer("%2F", "/", "%00", "\x00", "%2E", ".", "%25", "%")
+var escapes = strings.NewReplacer("%00", "\x00", "%2E", ".", "%25", "%")
 
 // segmentOf gives the key's segment that a file name stands for.
 func segmentOf(name string) string {
@@ -39,7 +39,7 @@ func nameOf(segment string) string {
 }
 
 func isEscape(s string) bool {
-	for _, e := range []string{"%2F", "%00", "%2E", "%25"} {
+	for _, e := range []string{"%00", "%2E", "%25"} {
 		if strings.HasPrefix(s, e) {
 			return true
 		}
