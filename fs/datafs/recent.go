@@ -39,7 +39,11 @@ type recentSlot struct {
 
 func (r *recentLookups) slot(thread uint32) *recentSlot { return &r.slots[thread%recentSlots] }
 
+// put notes a lookup. Threads of other pid namespaces are all 0: for them nothing is kept.
 func (r *recentLookups) put(thread uint32, a file.Attr) {
+	if thread == 0 {
+		return
+	}
 	s := r.slot(thread)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +55,7 @@ func (r *recentLookups) take(thread uint32, ino file.Ino) (file.Attr, bool) {
 	s := r.slot(thread)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ok := s.thread == thread && s.attr.Ino == ino && time.Since(s.at) < recentFor
+	ok := thread != 0 && s.thread == thread && s.attr.Ino == ino && time.Since(s.at) < recentFor
 	if s.thread == thread {
 		s.thread = 0
 	}
