@@ -202,8 +202,11 @@ func (d *directory) apply(reply *dcpb.MetaWatchReply) bool {
 // resyncAfter is how long the map may be known to be behind before the stream is taken for broken.
 const resyncAfter = 2 * time.Second
 
-// confirm compares the map with the version that meta's leader names.
+// confirm compares the map with the version that meta's leader names; zero if it has not looked yet.
 func (d *directory) confirm(version uint64) {
+	if version == 0 {
+		return
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Now()

@@ -16,14 +16,13 @@ import (
 
 const (
 	heartbeatEvery   = time.Second
+	firstHeartbeats  = 100 * time.Millisecond // until the map is confirmed
 	heartbeatTimeout = 3 * time.Second
 	registerTimeout  = 10 * time.Second
 )
 
 // beats tells meta's leader once a second that this node lives, until ctx ends. It returns an error only if the node has been removed.
 func (n *Node) beats(ctx context.Context) error {
-	tick := time.NewTicker(heartbeatEvery)
-	defer tick.Stop()
 	var moving sync.WaitGroup
 	defer moving.Wait()
 	for {
@@ -41,10 +40,14 @@ func (n *Node) beats(ctx context.Context) error {
 			}
 			n.dropReplicas(ctx, reply.Drop)
 		}
+		pause := heartbeatEvery
+		if !n.directory.fresh(mapFreshness) {
+			pause = firstHeartbeats
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -128,21 +131,27 @@ func (n *Node) register(ctx context.Context) {
 	}
 }
 
-// host opens the replicas that the map wants here, at every change of it, until ctx ends.
+// host opens the replicas that the map wants here, at every change of it, until ctx ends. A group is made of nothing only by a map that meta's leader has just
+// confirmed: by an old one, this node could make a second group of one that has long lived elsewhere.
 func (n *Node) host(ctx context.Context) {
 	for {
 		changes := n.directory.changes()
-		again := false
+		again := time.Duration(0)
 		for _, rec := range n.directory.wanted() {
-			if err := n.replicas.ensure(rec, rec.Bootstrap == uint64(n.id.Node)); err != nil && !errors.Is(err, dc.Unsupported) {
+			founder := rec.Bootstrap == uint64(n.id.Node)
+			if _, open := n.replicas.member(dc.GroupID(rec.Id)); founder && !open && !n.directory.fresh(mapFreshness) {
+				again = firstHeartbeats
+				continue
+			}
+			if err := n.replicas.ensure(rec, founder); err != nil && !errors.Is(err, dc.Unsupported) {
 				n.log.Error("replica is not opened", "group", dc.GroupID(rec.Id).String(), "err", err)
-				again = true
+				again = heartbeatEvery
 			}
 		}
 		n.conns.prune(n.directory.removed)
 		var retry <-chan time.Time
-		if again {
-			retry = time.After(heartbeatEvery)
+		if again > 0 {
+			retry = time.After(again)
 		}
 		select {
 		case <-ctx.Done():

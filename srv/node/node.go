@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -216,8 +217,10 @@ func (n *Node) openReplicas() error {
 			n.log.Warn("a replica's directory is of a group that the map does not name: left alone", "group", g.String())
 			continue
 		}
-		makes := rec.Bootstrap == uint64(n.id.Node) || founder && g == dc.MetaGroup
-		if err := n.replicas.ensure(rec, makes); err != nil {
+		if rec.Bootstrap == uint64(n.id.Node) && !slices.Contains(groups, g) {
+			continue // to be made of nothing: only by a map that is confirmed
+		}
+		if err := n.replicas.ensure(rec, founder && g == dc.MetaGroup); err != nil {
 			if errors.Is(err, dc.Unsupported) {
 				n.log.Warn("replica is not opened", "group", g.String(), "err", err)
 				continue
