@@ -68,6 +68,8 @@ func (s *session) isOver() bool {
 // follow renews the lease and carries out orders.
 func (s *session) follow(ctx context.Context) {
 	var seen []byte
+	var current []Allocation
+	drained := false
 	backoff, wait := firstBackoff, syncWait
 	for ctx.Err() == nil {
 		orders, err := s.sync(ctx, seen, wait)
@@ -76,9 +78,13 @@ func (s *session) follow(ctx context.Context) {
 			return
 		case err == nil:
 			backoff, wait = firstBackoff, syncWait
+			draining := s.a.draining()
 			if !orders.Same {
-				seen = orders.Version
-				s.obey(orders.Allocations)
+				seen, current = orders.Version, orders.Allocations
+			}
+			if !orders.Same || draining != drained {
+				drained = draining
+				s.obey(current)
 			}
 		case stale(err) || s.a.leaseEnded():
 			s.a.cfg.Log.Warn("the node's lease has ended: its tasks are killed", "epoch", s.epoch, "err", err)
