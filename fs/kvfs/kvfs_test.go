@@ -1,8 +1,8 @@
-package kvfs
+package kvfs_test
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,15 +13,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
-	"pgregory.net/rapid"
 
 	"missingos/fs"
+	"missingos/fs/kvfs"
 	"missingos/fs/synth"
 	"missingos/srv/client"
 	"missingos/srv/dc"
+	"missingos/srv/dcpb"
 	"missingos/srv/kv"
 	"missingos/srv/replica"
 	"missingos/srv/rpc"
@@ -29,78 +29,88 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// tables stands in for meta's descriptors; the rows are the real service's.
-type tables struct {
+const group dc.GroupID = 5
+
+// store is /dc/kv with rows in a real service on one replica in memory, and the descriptors of tables in a map.
+type store struct {
 	*client.KV
-	mu   sync.Mutex
-	next uint64
-	all  map[string]client.Descriptor
+	local *rpc.Local
+
+	mu     sync.Mutex
+	tables map[string]client.Descriptor
+	lastID uint64
 }
 
-func (t *tables) CreateTable(_ context.Context, name string, mode uint32) (client.Descriptor, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if _, ok := t.all[name]; ok {
+func (s *store) CreateTable(_ context.Context, name string, mode uint32) (client.Descriptor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ok := s.tables[name]; ok {
 		return client.Descriptor{}, dc.Errorf(dc.Exists, "create", name, "")
 	}
-	t.next++
-	t.all[name] = client.Descriptor{Kind: "table", Name: name, ID: t.next, Group: 5, Mode: mode, Created: time.Now()}
-	return t.all[name], nil
+	s.lastID++
+	s.tables[name] = client.Descriptor{Kind: "table", Name: name, ID: s.lastID, Group: group, Mode: mode, Created: time.Now()}
+	return s.tables[name], nil
 }
 
-func (t *tables) Table(_ context.Context, name string) (client.Descriptor, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if d, ok := t.all[name]; ok {
-		return d, nil
+func (s *store) Table(_ context.Context, name string) (client.Descriptor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.tables[name]
+	if !ok {
+		return t, dc.Errorf(dc.NotFound, "lookup", name, "")
 	}
-	return client.Descriptor{}, dc.Errorf(dc.NotFound, "table", name, "")
+	return t, nil
 }
 
-func (t *tables) Tables(_ context.Context, after string, limit int) (out []client.Descriptor, _ error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for name, d := range t.all {
-		if name > after {
-			out = append(out, d)
+func (s *store) Tables(_ context.Context, after string, limit int) ([]client.Descriptor, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []client.Descriptor
+	for _, t := range s.tables {
+		if t.Name > after {
+			out = append(out, t)
 		}
 	}
 	slices.SortFunc(out, func(a, b client.Descriptor) int { return strings.Compare(a.Name, b.Name) })
-	return out[:min(len(out), limit)], nil
+	return out[:min(limit, len(out))], nil
 }
 
-func (t *tables) DropTable(_ context.Context, d client.Descriptor, _ bool) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.all, d.Name)
+func (s *store) DropTable(ctx context.Context, t client.Descriptor, onlyIfEmpty bool) error {
+	h := &dcpb.Header{Group: uint64(group), Client: t.ID, Seq: 1, Done: 1, IssuedMs: time.Now().UnixMilli(), Principal: &dcpb.Principal{Node: 1}}
+	if onlyIfEmpty {
+		h.Client, h.Seq = uint64(time.Now().UnixNano()), 1
+	}
+	if _, err := dcpb.NewKVClient(s.local).Drop(ctx, &dcpb.KVDropRequest{Header: h, Table: t.ID, OnlyIfEmpty: onlyIfEmpty}); err != nil {
+		return rpc.FromStatus(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.tables, t.Name)
 	return nil
 }
 
+// wire takes every request to the one replica.
 type wire struct{ *rpc.Local }
 
 func (w wire) Conn(dc.NodeID) (grpc.ClientConnInterface, error) { return w.Local, nil }
-func (w wire) Group(string) (dc.GroupID, error)                 { return 5, nil }
+func (w wire) Group(string) (dc.GroupID, error)                 { return group, nil }
 func (w wire) Replicas(dc.GroupID) []dc.NodeID                  { return []dc.NodeID{1} }
 
-// late gives the service its replica after both are made.
-type late struct{ m *replica.Memory }
+type leading struct{ *replica.Memory }
 
-func (l *late) Leading(g dc.GroupID) (replica.Replica, error) { return l.m.Leading(g) }
-
-// mounted mounts the room over a real service and gives its directory.
-func mounted(t *testing.T) string {
+// mount mounts the room and gives its directory and what is behind it.
+func mount(t *testing.T) (string, *store) {
 	t.Helper()
-	l := &late{}
-	kind := kv.New(kv.Config{Replicas: l}).Kind()
-	local := rpc.NewLocal()
-	kind.Register(local)
-	l.m = replica.NewMemory(5, kind)
-	t.Cleanup(l.m.Close)
-	w := wire{local}
-	c := client.New(client.Config{Node: 1, Nodes: w, Directory: w})
-	store := &tables{KV: client.NewKV(c, client.NewMeta(c)), all: map[string]client.Descriptor{}}
+	lead := &leading{}
+	kind := kv.New(kv.Config{Replicas: lead}).Kind()
+	s := &store{local: rpc.NewLocal(), tables: map[string]client.Descriptor{}}
+	kind.Register(s.local)
+	lead.Memory = replica.NewMemory(group, kind)
+	t.Cleanup(lead.Close)
+	c := client.New(client.Config{Node: 1, Nodes: wire{s.local}, Directory: wire{s.local}})
+	s.KV = client.NewKV(c, client.NewMeta(c))
 	m, err := fs.Mount(fs.Config{
-		Mountpoint: filepath.Join(t.TempDir(), "dc"), Node: 1, Rooms: map[string]synth.Dir{"kv": New(store)}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Mountpoint: filepath.Join(t.TempDir(), "dc"), Node: 1, Rooms: map[string]synth.Dir{"kv": kvfs.New(s)}, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err != nil {
 		t.Skipf("cannot mount here: %v", err)
@@ -112,122 +122,176 @@ func mounted(t *testing.T) string {
 			t.Errorf("unmount: %v", err)
 		}
 	})
-	return filepath.Join(m.Path(), "kv")
+	return filepath.Join(m.Path(), "kv"), s
 }
 
-func TestShell(t *testing.T) {
-	dir := mounted(t)
-	if err := os.Mkdir(filepath.Join(dir, "t"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct{ name, script, want string }{
-		{"put and get", "echo 42 > a; cat a; wc -c < a", "42\n3\n"},
-		{"a shorter value replaces a longer one", "echo long value > a; echo x > a; cat a", "x\n"},
-		{"append", "echo 1 > l; echo 2 >> l; cat l; rm l", "1\n2\n"},
-		{"noclobber", "set -C; echo y > a && echo made; echo z > b && echo made", "bash: line 2: a: cannot overwrite existing file\nmade\n"},
-		{"several writes", "seq 30000 > s; seq 30000 | cmp - s && echo same; wc -l < s", "same\n30000\n"},
-		{"touch makes an empty row", "touch e; stat -c %s e; rm e", "0\n"},
-		{"truncate", "printf hello > r; truncate -s 3 r; cat r; truncate -s 5 r; od -An -c r; rm r", "hel   h   e   l  \\0  \\0\n"},
-		{"patch in the middle", "printf hello > r; printf E | dd of=r bs=1 seek=1 conv=notrunc status=none; cat r; rm r", "hEllo"},
-		{"rename replaces", "echo new > tmp; mv tmp a; cat a; ls", "new\na\nb\ns\n"},
-		{"wide rows", "mkdir d; echo 7 > d/age; ls d; cat d/age; rmdir d; rm -r d; ls -d d", "age\n7\nrmdir: failed to remove 'd': Directory not empty\nls: cannot access 'd': No such file or directory\n"},
-		{"limits", "head -c 1048576 /dev/zero > big && stat -c %s big; printf x >> big; rm big", "1048576\nbash: line 2: printf: write error: File too large\n"},
-		{"awkward names", "echo p > '100%'; echo q > 'a%2Fb'; ls; cat 'a%2Fb'; rm '100%' 'a%2Fb'", "100%\na\na%2Fb\nb\ns\nq\n"},
-		{"a control file", "ls -A | grep -c dc; echo nonsense > .dc/ctl", "0\nbash: line 2: echo: write error: Invalid argument\n"},
-		{"load and scan", "rm -r *; printf 'k1\\tv1\\n{\"key\":\"k2\",\"value\":\"v2\"}\\nk3\\tv3' > .dc/load; exec 3<>.dc/scan; echo format=tsv from=k2 >&3; cat <&3", "k2\tv2\nk3\tv3\n"},
-		{"load counts", "exec 3<>.dc/load; printf 'a\\t1\\nb\\t2\\n' >&3; cat <&3", "2\n"},
-		{
-			"load names the line", "printf 'a\\t1\\nbroken\\nc\\t3\\n' > .dc/load; head -n1 ../../.dc/errors | grep -o 'line 2.*'; ls",
-			"bash: line 2: printf: write error: Invalid argument\nline 2 (all before are loaded) t: neither {\"key\":..,\"value\":..} nor KEY<TAB>VALUE: \"broken\"\na\nb\nk1\nk2\nk3\n",
-		},
-		{"txn", `exec 3<>.dc/txn; echo '{"if":[{"key":"n","absent":true}],"do":[{"add":"n","by":2}]}' >&3; cat <&3; cat n`, "{\"succeeded\":true,\"revision\":REV,\"values\":{\"n\":\"2\"}}\n2"},
-		{"a bad txn", `echo '{"do":[{"putt":"n"}]}' | tee .dc/txn > /dev/null`, "tee: .dc/txn: Invalid argument\n"},
-		{"stat", "grep -E '^(rows|table|ranges)' .dc/stat; jq .rows .dc/stat.json", "table t\nrows 6\nranges 1\n6\n"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			defer cancel()
-			cmd := exec.CommandContext(ctx, "bash", "-c", "cd "+dir+"/t\n"+tt.script)
-			cmd.Env = append(os.Environ(), "LC_ALL=C")
-			out, _ := cmd.CombinedOutput()
-			got := string(out)
-			if i := strings.Index(got, `"revision":`); i >= 0 {
-				j := i + len(`"revision":`)
-				got = got[:j] + "REV" + strings.TrimLeft(got[j:], "0123456789")
-			}
-			if got != tt.want {
-				t.Errorf("%s\n got %q\nwant %q", tt.script, got, tt.want)
-			}
-		})
+// expect runs a shell script in dir and checks all that it prints.
+func expect(t *testing.T, dir, script, want string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-c", "cd "+dir+"\n"+script)
+	cmd.WaitDelay = time.Second
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	out, err := cmd.CombinedOutput()
+	if got := strings.TrimSpace(string(out)); got != want {
+		errors, _ := os.ReadFile(filepath.Join(dir, "../.dc/errors"))
+		t.Errorf("%s\ngot  %q (%v)\nwant %q\n%.300s", script, got, err, want, errors)
 	}
 }
 
-func TestManyRowsAreListedOnceEach(t *testing.T) {
-	dir := filepath.Join(mounted(t), "t")
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
+func TestRowsAreFiles(t *testing.T) {
+	dir, _ := mount(t)
+	for _, test := range []struct{ script, want string }{
+		{"mkdir users; echo 42 > users/ada; cat users/ada; stat -c %s users/ada", "42\n3"},
+		{"echo longer > users/ada; echo x > users/ada; cat users/ada", "x"},
+		{": > users/ada; cat users/ada", "x"},
+		{"echo more >> users/ada; cat users/ada", "x\nmore"},
+		{"set -C; echo y > users/ada", "bash: line 2: users/ada: cannot overwrite existing file"},
+		{"echo new > users/tmp; mv users/tmp users/ada; cat users/ada; ls users", "new\nada"},
+		{"mkdir users/bob; echo 7 > users/bob/age; ls users users/bob; cat users/bob/age", "users:\nada\nbob\n\nusers/bob:\nage\n7"},
+		{"rmdir users/bob", "rmdir: failed to remove 'users/bob': Directory not empty"},
+		{"rm users/bob/age; ls users/bob; rmdir users/bob; ls users", "ada"},
+		{"echo 1 > users/ada/x", "bash: line 2: users/ada/x: Not a directory"},
+		{"printf abcdef > users/p; printf XY | dd of=users/p bs=1 seek=2 conv=notrunc status=none; cat users/p", "abXYef"},
+		{"truncate -s 3 users/p; cat users/p; truncate -s 5 users/p; wc -c < users/p", "abX5"},
+		{"rmdir users", "rmdir: failed to remove 'users': Directory not empty"},
+		{"mkdir other; mv users/p other/p; cat other/p | head -c 3; ls users", "abXada"},
+		{"cp -p users/ada other/ada; cmp users/ada other/ada && rm -r other; ls", "users"},
+		{"touch users/.dc", ""},
+		{"mkdir users/.dc/x 2>&1 | grep -c 'not permitted'", "1"},
+		{"ls -A users; ls users/.dc", "ada\nctl\nload\nranges\nscan\nstat\nstat.json\ntxn"},
+		{"v=$(getfattr --only-values -n user.dc.version users/ada); echo z > users/ada; [ $(getfattr --only-values -n user.dc.version users/ada) -gt $v ] && echo grows", "grows"},
+		{"echo drop > users/.dc/ctl; ls", ""},
+	} {
+		expect(t, dir, test.script, test.want)
 	}
-	var rows strings.Builder
-	for i := range 5000 {
-		rows.WriteString(strings.Repeat("k", i%7) + string(rune('a'+i%26)) + strings.Repeat("0", 5) + time.Duration(i).String() + "\tv\n")
-	}
-	if err := os.WriteFile(filepath.Join(dir, ".dc/load"), []byte(rows.String()), 0o666); err != nil {
-		t.Fatal(err)
-	}
-	names, err := os.ReadDir(dir)
+}
+
+func TestNamesThatAFileCannotHaveAreEscaped(t *testing.T) {
+	dir, s := mount(t)
+	table, err := s.CreateTable(t.Context(), "t", 0o755)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(names) != 5000 {
-		t.Errorf("%d names, want 5000", len(names))
+	keys := map[string]string{".": "%2E", "..": "%2E.", ".dc": "%2Edc", "nul\x00": "nul%00", "100%": "100%", "%2F": "%252F", "é ü": "é ü"}
+	for key := range keys {
+		if _, err := s.Put(t.Context(), table, key, client.KVPut{Data: []byte(key), Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found, err := os.ReadDir(filepath.Join(dir, "t"))
+	if err != nil || len(found) != len(keys) {
+		t.Errorf("%v, %v; want %d names", found, err, len(keys))
+	}
+	for key, name := range keys {
+		if got, err := os.ReadFile(filepath.Join(dir, "t", name)); err != nil || string(got) != key {
+			t.Errorf("%s reads %q, %v; want %q", name, got, err, key)
+		}
 	}
 }
 
-func TestNamesRoundTrip(t *testing.T) {
-	rapid.Check(t, func(rt *rapid.T) {
-		segment := rapid.StringMatching(`[a%0-5EF.\x00]{1,8}`).Draw(rt, "segment")
-		name := nameOf(segment)
-		if got := segmentOf(name); got != segment {
-			rt.Fatalf("%q became %q, then %q", segment, name, got)
-		}
-		if strings.ContainsRune(name, 0) || name == "." || name == ".." || name == controlName {
-			rt.Fatalf("%q became %q, which cannot be a name", segment, name)
-		}
-	})
+func TestARowIsAtMostOneMebibyte(t *testing.T) {
+	dir, _ := mount(t)
+	expect(t, dir, `mkdir t; head -c 1048576 /dev/zero > t/max; stat -c %s t/max; echo x >> t/max; stat -c %s t/max; head -n 1 ../.dc/errors | grep -o '1 MiB'`,
+		"1048576\nbash: line 2: echo: write error: File too large\n1048576\n1 MiB")
+	expect(t, dir, `head -c 1048577 /dev/zero > big; head -c 1048577 /dev/zero | dd of=t/over bs=2M iflag=fullblock status=none; ls t`,
+		"bash: line 2: big: Operation not permitted\ndd: error writing 't/over': File too large\nmax\nover")
+	expect(t, dir, `touch t/$(printf 'k%.0s' {1..256}) 2>&1 | grep -o 'too long'`, "too long")
 }
 
-func TestRequests(t *testing.T) {
-	if r, err := parseScan([]byte(`prefix="a b" limit=3 reverse format=tsv`)); err != nil || r.Prefix != "a b" || r.Limit != 3 || !r.Reverse || !r.tsv {
-		t.Errorf("got %+v, %v", r, err)
+func TestAReplacedRowReadsAsOneOfTheTwo(t *testing.T) {
+	dir, _ := mount(t)
+	expect(t, dir, "mkdir t; echo old > t/x; echo new > t/tmp; exec 3<t/x; mv t/tmp t/x; cat <&3", "new")
+	expect(t, dir, "echo old > t/x; exec 3<t/x; rm t/x; cat <&3", "cat: -: Stale file handle")
+}
+
+// The kernel asks for attributes at the end of open(2) and starts anew if it is told ESTALE, which would make the row twice.
+func TestARowRemovedWhileItIsMadeIsNotMadeAgain(t *testing.T) {
+	dir, s := mount(t)
+	if err := os.Mkdir(filepath.Join(dir, "t"), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	for _, bad := range []string{"limit=x", "format=xml", "whatever", `from="open`} {
-		if _, err := parseScan([]byte(bad)); !errors.Is(err, dc.Invalid) {
-			t.Errorf("%q: %v", bad, err)
+	table, err := s.Table(t.Context(), "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "t", "x"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := s.Remove(t.Context(), table, "x", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("fstat of a removed row: %v, want what it was", err)
+	}
+	if _, err := f.WriteString("lost"); err == nil {
+		t.Error("a write into a removed row says that it is committed")
+	}
+	if _, err := os.Stat(f.Name()); !os.IsNotExist(err) {
+		t.Errorf("the removed row is back: %v", err)
+	}
+}
+
+func TestALargeTableIsListedByPages(t *testing.T) {
+	dir, s := mount(t)
+	table, err := s.CreateTable(t.Context(), "t", 0o755)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const rows = 20_000
+	var page []client.KVPair
+	for i := range rows {
+		page = append(page, client.KVPair{Key: fmt.Sprintf("row%06d", i), Value: []byte("v")})
+		if len(page) == 1000 {
+			if err := s.Load(t.Context(), table, page); err != nil {
+				t.Fatal(err)
+			}
+			page = nil
 		}
 	}
-	for _, bad := range []string{"", "[]", `{"do":[{}]}`, `{"do":[{"put":"a","delete":"b"}]}`, `{"if":[{}]}`, `{"unless":[]}`} {
-		if _, err := parseTxn([]byte(bad)); !errors.Is(err, dc.Invalid) {
-			t.Errorf("%q: %v", bad, err)
-		}
+	found, err := os.ReadDir(filepath.Join(dir, "t"))
+	if err != nil || len(found) != rows || found[rows-1].Name() != fmt.Sprintf("row%06d", rows-1) {
+		t.Errorf("%d names, %v; want %d", len(found), err, rows)
 	}
-	for line, want := range map[string]client.KVPair{
-		"k\tv":                               {Key: "k", Value: []byte("v")},
-		`k\tq` + "\t" + `a\nb`:               {Key: "k\tq", Value: []byte("a\nb")},
-		`{"key":"k","value":"v"}`:            {Key: "k", Value: []byte("v")},
-		`{"key":"k","value64":"/w==","x":1}`: {Key: "k", Value: []byte{0xff}},
+}
+
+func TestBulkDoors(t *testing.T) {
+	dir, _ := mount(t)
+	for _, test := range []struct{ script, want string }{
+		{`mkdir t; printf '{"key":"a","value":"1"}\nb\t2\n\nc/d\tx\\ty\n' > t/.dc/load; cat t/a t/b t/c/d`, "12x\ty"},
+		{`exec 3<>t/.dc/load; seq 5000 | awk '{printf "n%05d\tv%d\n", $1, $1}' >&3; cat <&3`, "5000"},
+		{
+			`printf 'e1\tv\nbroken\ne2\tv\n' > t/.dc/load; ls t/e1; ls t/e2 2>&1 | grep -o 'No such'; head -n 1 ../.dc/errors | grep -o 'line 2'`,
+			"bash: line 2: printf: write error: Invalid argument\nt/e1\nNo such\nline 2",
+		},
+		{`printf 'g//h\tv\n' > t/.dc/load; head -n 1 ../.dc/errors | grep -o 'lines 1 to 1'`, "bash: line 2: printf: write error: Invalid argument\nlines 1 to 1"},
+		{`exec 3<>t/.dc/scan; echo 'prefix=n0000 limit=2 format=tsv' >&3; cat <&3`, "n00001\tv1\nn00002\tv2"},
+		{`exec 3<>t/.dc/scan; echo 'reverse limit=1 keys-only format=tsv' >&3; cat <&3`, "n05000"},
+		{`exec 3<>t/.dc/scan; echo 'from=b to=n00002 keys-only' >&3; jq -r .key <&3`, "b\nc/d\ne1\nn00001"},
+		{`exec 3<>t/.dc/scan; echo 'from' 'limit=x' >&3; cat <&3`, "cat: -: Invalid argument"},
+		{`exec 3<>t/.dc/scan; echo 'format=tsv' >&3; cat <&3 | wc -l; grep ^rows t/.dc/stat; jq .rows t/.dc/stat.json`, "5004\nrows 5004\n5004"},
 	} {
-		got, err := parseLine([]byte(line))
-		if err != nil {
-			t.Errorf("%q: %v", line, err)
-		}
-		if diff := cmp.Diff(got, want); diff != "" {
-			t.Errorf("%q: %s", line, diff)
-		}
+		expect(t, dir, test.script, test.want)
 	}
-	p := client.KVPair{Key: "a\tb", Value: []byte("x\ny\n")}
-	back, err := parseLine([]byte(strings.TrimSuffix(string(appendTSV(nil, p, false)), "\n")))
-	if err != nil || back.Key != p.Key || string(back.Value) != "x\ny" {
-		t.Errorf("tsv round trip: %+v, %v", back, err)
+}
+
+func TestTransactions(t *testing.T) {
+	dir, _ := mount(t)
+	txn := func(request string) string {
+		return `exec 3<>t/.dc/txn; echo '` + request + `' >&3; jq -c .succeeded,.values <&3`
+	}
+	for _, test := range []struct{ script, want string }{
+		{`mkdir t; ` + txn(`{"if":[{"key":"a","absent":true}],"do":[{"put":"a","value":"x"},{"add":"n","by":5}]}`), "true\n{\"n\":\"5\"}"},
+		{txn(`{"if":[{"key":"a","absent":true}],"do":[{"put":"a","value":"y"}],"else":[{"add":"n"},{"append":"a","value":"z"}]}`), "false\n{\"n\":\"6\"}"},
+		{`cat t/a; echo; ` + txn(`{"if":[{"key":"a","value":"xz"}],"do":[{"delete":"a"},{"add":"n","by":-6}]}`) + `; ls t`, "xz\ntrue\n{\"n\":\"0\"}\nn"},
+		{`v=$(getfattr --only-values -n user.dc.version t/n); exec 3<>t/.dc/txn; echo '{"if":[{"key":"n","version":'$v'}],"do":[{"put":"n","value":"9"}]}' >&3; jq .succeeded <&3; cat t/n`, "true\n9"},
+		{`exec 3<>t/.dc/txn; echo '{"do":[{"put":"a","add":"b"}]}' >&3; cat <&3`, "cat: -: Invalid argument"},
+		{`exec 3<>t/.dc/txn; echo '{"do":[{"put":"q","value":"1"},{"add":"q2"},{"put":"q/r","value":"1"}]}' >&3; cat <&3; ls t`, "cat: -: Not a directory\nn"},
+		{`printf '{"do":' | cp /dev/stdin t/.dc/txn 2>&1 | grep -o 'Invalid argument'`, "Invalid argument"},
+	} {
+		expect(t, dir, test.script, test.want)
 	}
 }

@@ -3,6 +3,7 @@ package kvfs
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -125,7 +126,7 @@ type dir struct {
 	store Store
 	table client.Descriptor
 	path  string // "" is the table
-	found *client.KVRow
+	sight sight
 }
 
 func (d *dir) Key() string { return key(d.table, d.path, true) }
@@ -135,23 +136,29 @@ func (d *dir) Attr(ctx context.Context) (synth.Attr, error) {
 		// Attributes of the descriptor; that the table still is there the row operations tell.
 		return synth.Attr{IsDir: true, Mode: d.table.Mode, UID: d.table.UID, GID: d.table.GID, ModTime: d.table.Created}, nil
 	}
-	return attr(ctx, d.store, d.table, d.path, &d.found)
+	return d.sight.attr(ctx, d.store, d.table, d.path, true)
 }
 
-// attr uses what a look-up found for the Attr that follows it at once; later ones ask the store.
-func attr(ctx context.Context, s Store, t client.Descriptor, path string, found **client.KVRow) (synth.Attr, error) {
-	r := *found
-	*found = nil
+// A sight is what is known of a row or directory: what a look-up has just found, and what was seen last.
+type sight struct{ found, last atomic.Pointer[client.KVRow] }
+
+// attr uses what a look-up found for the Attr that follows it at once; later ones ask the store. Something that was removed since looks as
+// it did last, as a removed file that is open does elsewhere. An error would be worse than useless: the kernel asks for attributes at the end
+// of open(2), and when that fails because another has removed the row that this very open made, it opens, and makes, once more.
+func (g *sight) attr(ctx context.Context, s Store, t client.Descriptor, path string, isDir bool) (synth.Attr, error) {
+	r := g.found.Swap(nil)
 	if r == nil {
 		now, err := s.Stat(ctx, t, path)
-		if err != nil && dc.KindOf(err) == dc.NotFound {
-			return synth.Attr{}, dc.Errorf(dc.Stale, "kv.stat", path, "it was removed since it was found")
-		}
-		if err != nil {
+		r = &now
+		if err != nil && dc.KindOf(err) == dc.NotFound || err == nil && now.Dir != isDir {
+			if r = g.last.Load(); r == nil {
+				return synth.Attr{}, dc.Errorf(dc.Stale, "kv.stat", path, "it was removed since it was found")
+			}
+		} else if err != nil {
 			return synth.Attr{}, err
 		}
-		r = &now
 	}
+	g.last.Store(r)
 	a := synth.Attr{IsDir: r.Dir, Mode: r.Mode, Size: r.Size, UID: r.UID, GID: r.GID, ModTime: r.ModTime}
 	if r.Dir && r.Created == 0 { // there only by the rows below it: it is the table's owner's
 		a.UID, a.GID = t.UID, t.GID
@@ -161,9 +168,13 @@ func attr(ctx context.Context, s Store, t client.Descriptor, path string, found 
 
 func (d *dir) node(path string, r client.KVRow) synth.Node {
 	if r.Dir {
-		return &dir{store: d.store, table: d.table, path: path, found: &r}
+		found := &dir{store: d.store, table: d.table, path: path}
+		found.sight.found.Store(&r)
+		return found
 	}
-	return &row{store: d.store, table: d.table, path: path, found: &r}
+	found := &row{store: d.store, table: d.table, path: path}
+	found.sight.found.Store(&r)
+	return found
 }
 
 func (d *dir) Lookup(ctx context.Context, name string) (synth.Node, error) {

@@ -21,13 +21,13 @@ type row struct {
 	store Store
 	table client.Descriptor
 	path  string
-	found *client.KVRow
+	sight sight
 }
 
 func (f *row) Key() string { return key(f.table, f.path, false) }
 
 func (f *row) Attr(ctx context.Context) (synth.Attr, error) {
-	return attr(ctx, f.store, f.table, f.path, &f.found)
+	return f.sight.attr(ctx, f.store, f.table, f.path, false)
 }
 
 func (f *row) Open(ctx context.Context, flags uint32) (synth.Handle, error) {
@@ -71,7 +71,8 @@ func (f *row) Getxattr(ctx context.Context, name string) ([]byte, error) {
 	return strconv.AppendUint(nil, uint64(r.Revision), 10), nil
 }
 
-func (f *row) Listxattr(context.Context) ([]string, error) { return []string{xattrVersion}, nil }
+// Listxattr lists nothing: cp -a, mv and rsync -X would try to set on the copy what only the store sets.
+func (f *row) Listxattr(context.Context) ([]string, error) { return nil, nil }
 
 func (f *row) Setxattr(_ context.Context, name string, _ []byte, _ uint32) error {
 	return noXattr(f.path, name)

@@ -1,7 +1,10 @@
 package linear
 
 import (
+	"cmp"
 	"math"
+	"slices"
+	"sort"
 	"sync"
 	"testing"
 	"time"
@@ -73,20 +76,40 @@ func (h *History) Check(t *testing.T, model porcupine.Model, atLeast int) {
 		}
 	}
 	t.Error("the history is not linearizable: some answer cannot be explained by any order of the operations")
-	for _, part := range split(model, h.ops) {
-		if len(part) <= 60 && !porcupine.CheckOperations(model, part) {
-			for _, o := range part {
-				t.Logf("client %d %12d..%-20d %s", o.ClientId, o.Call, o.Return, model.DescribeOperation(o.Input, o.Output))
+	for _, part := range model.Partition(h.ops) {
+		if porcupine.CheckOperationsTimeout(model, part, checkTimeout) == porcupine.Illegal {
+			for _, o := range evidence(model, part) {
+				t.Logf("client %2d  %12v .. %12v  %s", o.ClientId, at(o.Call), at(o.Return), model.DescribeOperation(o.Input, o.Output))
 			}
 		}
 	}
 }
 
-const checkTimeout = time.Minute
-
-func split(m porcupine.Model, ops []porcupine.Operation) [][]porcupine.Operation {
-	if m.Partition == nil {
-		return [][]porcupine.Operation{ops}
+func at(ns int64) string {
+	if ns == never {
+		return "?"
 	}
-	return m.Partition(ops)
+	return time.Duration(ns).Round(10 * time.Microsecond).String()
 }
+
+// evidence gives the operations just before, and with, the first answer that cannot be explained.
+func evidence(model porcupine.Model, ops []porcupine.Operation) []porcupine.Operation {
+	ops = slices.SortedFunc(slices.Values(ops), func(a, b porcupine.Operation) int { return cmp.Compare(a.Return, b.Return) })
+	// What had been answered by the n-th answer; all else was under way, or not begun, and may have done anything.
+	known := func(n int) []porcupine.Operation {
+		out := slices.Clone(ops[:n])
+		for _, o := range ops[n:] {
+			if _, isRow := o.Input.(RowCall); isRow && n > 0 && o.Call <= ops[n-1].Return {
+				o.Return, o.Output = never, RowAnswer{Unknown: true}
+				out = append(out, o)
+			}
+		}
+		return out
+	}
+	n := sort.Search(len(ops), func(n int) bool {
+		return porcupine.CheckOperationsTimeout(model, known(n), checkTimeout) == porcupine.Illegal
+	})
+	return known(n)[max(0, n-15):]
+}
+
+const checkTimeout = time.Minute

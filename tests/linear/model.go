@@ -87,7 +87,7 @@ type LockCall struct {
 	Lock    string
 	Acquire bool
 	Holder  int    // unique to the acquisition
-	Fence   uint64 // of the acquisition
+	Fence   uint64 // of the acquisition; 0 if it was lost before it could be read
 }
 
 type lockState struct {
@@ -102,7 +102,7 @@ var Locks = porcupine.Model{
 	Step: func(state, in, _ any) (bool, any) {
 		s, c := state.(lockState), in.(LockCall)
 		if c.Acquire {
-			return s.holder == 0 && c.Fence > s.fence, lockState{c.Holder, c.Fence}
+			return s.holder == 0 && (c.Fence > s.fence || c.Fence == 0), lockState{c.Holder, max(c.Fence, s.fence)}
 		}
 		return s.holder == c.Holder, lockState{0, s.fence}
 	},
