@@ -34,7 +34,6 @@ type world struct {
 type model struct {
 	data  []byte
 	links int
-	open  bool // nlink 0 and not purged yet
 }
 
 func newWorld() *world {
