@@ -349,7 +349,7 @@ func TestAFollowerSeesAppendedLinesOnce(t *testing.T) {
 }
 
 func TestFullDiskLosesNothingAndRecovers(t *testing.T) {
-	c := datatest.NewSized(t, 3, 6*dc.MiB)
+	c := datatest.New(t, 3, datatest.StoreBytes(6*dc.MiB))
 	a, b := mount(t, c, 1), mount(t, c, 2)
 	keep := pattern(2 << 20)
 	write(t, a+"/keep", keep)
@@ -386,6 +386,18 @@ func TestANodeThatDiesIsGoneRound(t *testing.T) {
 	}
 	wantContent(t, b+"/before", before)
 	wantContent(t, b+"/during", during)
+}
+
+func TestALostBlockIsAnErrorNotAnEnd(t *testing.T) {
+	c := datatest.New(t, 3)
+	a := mount(t, c, 1)
+	write(t, a+"/f", pattern(100_000))
+	for _, n := range c.Nodes() {
+		check(t, c.Store(n).Delete(c.Store(n).Blocks()))
+	}
+	if got, err := os.ReadFile(a + "/f"); !errors.Is(err, unix.EIO) {
+		t.Fatalf("%d bytes, %v; want %v", len(got), err, unix.EIO)
+	}
 }
 
 func TestGroupsOfTheCallerCount(t *testing.T) {

@@ -79,10 +79,12 @@ func (n *inode) read(ctx context.Context, off int64, dst []byte) (int, error) {
 			return 0, err
 		}
 		m, err := n.readView(ctx, v, off+int64(got), dst[got:])
-		if errors.Is(err, dc.NotFound) && try < changesSeen {
+		if errors.Is(err, dc.NotFound) {
 			n.forget(v.content)
-			try++
-			continue
+			if try++; try < changesSeen {
+				continue
+			}
+			err = dc.Errorf(dc.Corrupt, "read", n.ino.String(), "a block of the file is lost: %w", err)
 		}
 		if err != nil {
 			return 0, err

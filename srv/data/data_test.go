@@ -114,6 +114,26 @@ func TestWritesGoRoundADeadNodeAndReadsToo(t *testing.T) {
 	}
 }
 
+func TestAStalledNodeIsWaitedForOnce(t *testing.T) {
+	c := datatest.New(t, 3)
+	a := create(t, c, "f")
+	c.Stall(3, true)
+	write(t, c, 1, a.Ino, 0, []byte("the first write finds out"))
+	start := time.Now()
+	for range 10 {
+		if l := write(t, c, 1, a.Ino, 0, []byte("the others know")); slices.Contains(l.Nodes, 3) || len(l.Nodes) != 2 {
+			t.Fatalf("replicas on %v", l.Nodes)
+		}
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Fatalf("ten writes beside a stalled node took %v", took)
+	}
+	c.Stall(3, false)
+	wait(t, "the node gets blocks again", func() bool {
+		return len(write(t, c, 1, a.Ino, 0, []byte("x")).Nodes) == 3
+	})
+}
+
 func TestOneReplicaIsNotEnoughOfThree(t *testing.T) {
 	c := datatest.New(t, 3)
 	a := create(t, c, "f")
@@ -134,7 +154,7 @@ func TestOneReplicaIsNotEnoughOfThree(t *testing.T) {
 }
 
 func TestFullStoresAnswerNoSpace(t *testing.T) {
-	c := datatest.NewSized(t, 3, dc.MiB)
+	c := datatest.New(t, 3, datatest.StoreBytes(dc.MiB))
 	a := create(t, c, "f")
 	var err error
 	for i := 0; err == nil && i < 10; i++ {
@@ -179,7 +199,7 @@ func TestOverwrittenBlocksAreDeletedEverywhere(t *testing.T) {
 }
 
 func TestOpenFilesOutliveTheirNames(t *testing.T) {
-	c := datatest.New(t, 3)
+	c := datatest.New(t, 3, datatest.Grace(time.Second))
 	a := create(t, c, "open")
 	b := create(t, c, "closed")
 	write(t, c, 1, a.Ino, 0, []byte("still here"))

@@ -21,6 +21,7 @@ import (
 	"missingos/srv/client"
 	"missingos/srv/data"
 	"missingos/srv/dc"
+	"missingos/srv/dc/file"
 	"missingos/srv/replica"
 	"missingos/srv/rpc"
 	"missingos/storage/block"
@@ -29,8 +30,8 @@ import (
 // Group is the id of the one data group.
 const Group dc.GroupID = 4
 
-// grace is short, so that tests see purges; a test that keeps a file open must report it more often.
-const grace = time.Second
+// grace is what a mount that reports every file.OpenReport just meets.
+const grace = file.OpenReport + time.Second
 
 // A Cluster is the running services.
 type Cluster struct {
@@ -39,8 +40,9 @@ type Cluster struct {
 	Service *data.Service
 	nodes   []*node
 
-	mu  sync.Mutex
-	cut map[dc.NodeID]bool
+	mu    sync.Mutex
+	cut   map[dc.NodeID]bool
+	stall map[dc.NodeID]bool
 }
 
 type node struct {
@@ -51,18 +53,33 @@ type node struct {
 	client *client.Data
 }
 
-// New starts the services of n nodes; they end with the test.
-func New(t testing.TB, n int) *Cluster { return NewSized(t, n, 0) }
+// An Option changes how the services are started.
+type Option func(*options)
 
-// NewSized is New with block stores of at most maxBytes each.
-func NewSized(t testing.TB, n int, maxBytes int64) *Cluster {
+type options struct {
+	grace time.Duration
+	bytes int64
+}
+
+// Grace sets data.Config.Grace, by default a second more than a mount takes between reports.
+func Grace(d time.Duration) Option { return func(o *options) { o.grace = d } }
+
+// StoreBytes bounds each block store.
+func StoreBytes(n int64) Option { return func(o *options) { o.bytes = n } }
+
+// New starts the services of n nodes; they end with the test.
+func New(t testing.TB, n int, opts ...Option) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: grace})}
+	o := options{grace: grace}
+	for _, opt := range opts {
+		opt(&o)
+	}
+	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: o.grace})}
 	dir := t.TempDir()
 	for i := range n {
 		id := dc.NodeID(i + 1)
 		store, err := block.Open(block.Config{
-			Dir: filepath.Join(dir, strconv.Itoa(i+1)), Node: id, MaxBytes: maxBytes, ReserveBytes: 1,
+			Dir: filepath.Join(dir, strconv.Itoa(i+1)), Node: id, MaxBytes: o.bytes, ReserveBytes: 1,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -112,6 +129,13 @@ func (c *Cluster) Cut(n dc.NodeID, cut bool) {
 	c.cut[n] = cut
 }
 
+// Stall makes calls to node n wait for their deadlines, as a paused machine does, or go on again. Calls that n makes itself are not held.
+func (c *Cluster) Stall(n dc.NodeID, stall bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stall[n] = stall
+}
+
 // Nodes lists the nodes.
 func (c *Cluster) Nodes() []dc.NodeID {
 	var all []dc.NodeID
@@ -135,31 +159,36 @@ func (c *Cluster) Group(string) (dc.GroupID, error) { return Group, nil }
 // Replicas implements client.Directory.
 func (c *Cluster) Replicas(dc.GroupID) []dc.NodeID { return []dc.NodeID{1} }
 
-// conn refuses calls to a node that is cut off.
+// conn refuses calls to a node that is cut off, and holds those to one that is stalled.
 type conn struct {
 	c     *Cluster
 	node  dc.NodeID
 	local *rpc.Local
 }
 
-func (x *conn) check() error {
+func (x *conn) check(ctx context.Context) error {
 	x.c.mu.Lock()
-	defer x.c.mu.Unlock()
-	if x.c.cut[x.node] {
+	cut, stall := x.c.cut[x.node], x.c.stall[x.node]
+	x.c.mu.Unlock()
+	switch {
+	case cut:
 		return dc.Errorf(dc.Unavailable, "dial", x.node.String(), "cut off")
+	case stall:
+		<-ctx.Done()
+		return dc.Errorf(dc.Unavailable, "call", x.node.String(), "%w", ctx.Err())
 	}
 	return nil
 }
 
 func (x *conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	if err := x.check(); err != nil {
+	if err := x.check(ctx); err != nil {
 		return err
 	}
 	return x.local.Invoke(ctx, method, args, reply, opts...)
 }
 
 func (x *conn) NewStream(ctx context.Context, d *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if err := x.check(); err != nil {
+	if err := x.check(ctx); err != nil {
 		return nil, err
 	}
 	return x.local.NewStream(ctx, d, method, opts...)
