@@ -230,3 +230,15 @@ func TestOrdinaryUsersMountThroughFusermount(t *testing.T) {
 		t.Errorf("got %v, %v at the mount point afterwards, want an empty directory", entries, err)
 	}
 }
+
+// TestChildrenDoNotInheritTheConnection: a task that outlives its killed daemon must not keep the mount waiting for ever.
+func TestChildrenDoNotInheritTheConnection(t *testing.T) {
+	mount(t, newMemory("t"))
+	out, err := exec.CommandContext(t.Context(), "bash", "-c", "readlink /proc/self/fd/* || true; ls -l /proc/$$/fd").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if strings.Contains(string(out), "/dev/fuse") {
+		t.Errorf("a child has the descriptor of the connection:\n%s", out)
+	}
+}

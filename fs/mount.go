@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
@@ -73,6 +74,9 @@ func Mount(cfg Config) (*Mounted, error) {
 	if err != nil {
 		return nil, dc.Errorf(dc.Unavailable, "mount", path, "%w (ordinary users need fusermount3, from the package fuse3, and a mount point of their own)", err)
 	}
+	if err := keepFromChildren(); err != nil {
+		log.Warn("child processes inherit the mount's descriptor", "err", err)
+	}
 	m := &Mounted{path: path, server: server, synth: files, log: log, done: make(chan struct{})}
 	go func() {
 		defer close(m.done)
@@ -86,6 +90,27 @@ func Mount(cfg Config) (*Mounted, error) {
 	}
 	log.Info("mounted", "path", path)
 	return m, nil
+}
+
+// keepFromChildren marks the descriptors of /dev/fuse close-on-exec, which go-fuse's direct mount leaves out. A child that
+// inherits one keeps the connection alive when this process is killed, and everything that waits for an answer then waits for ever.
+func keepFromChildren() error {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
+		if err != nil || target != "/dev/fuse" {
+			continue // gone meanwhile (the directory's own descriptor), or another file
+		}
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
+			return err
+		}
+		unix.CloseOnExec(fd)
+	}
+	return nil
 }
 
 func mountOptions(cfg Config, log *slog.Logger) *fuse.MountOptions {
