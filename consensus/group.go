@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type Group struct {
 	reads *reader
 
 	started chan struct{}
+	stopped chan struct{}   // closed when Raft has shut down
 	ctx     context.Context // ends with the group
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -60,7 +62,7 @@ type leadership struct {
 }
 
 func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
-	g := &Group{cfg: cfg, host: h, started: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
+	g := &Group{cfg: cfg, host: h, started: make(chan struct{}), stopped: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	var undo []func() error
 	defer func() {
@@ -209,7 +211,7 @@ func (g *Group) beginTerm() (end func()) {
 func (g *Group) ready(ctx context.Context, term uint64) bool {
 	for ctx.Err() == nil {
 		f := g.raft.Barrier(0)
-		err := f.Error()
+		err := g.answer(f)
 		if err != nil {
 			if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrRaftShutdown) || errors.Is(err, raft.ErrLeadershipLost) {
 				return false
@@ -295,9 +297,25 @@ func (g *Group) close(ctx context.Context, handOver bool) error {
 	g.cancel()
 	_ = g.lane.Close()
 	err := g.raft.Shutdown().Error()
+	close(g.stopped)
 	g.wg.Wait()
 	g.host.forget(g.cfg.ID)
 	return errors.Join(err, g.store.Close())
+}
+
+// answer waits for a future. Raft v1.8.0 never answers what is still in its queue when it shuts down (BatchApplyCh), unless the future knows of the
+// shutdown: its field ShutdownCh, which Raft sets for some kinds of futures, is set here for all. Then the error is raft.ErrRaftShutdown.
+func (g *Group) answer(f raft.Future) error {
+	if t, ok := f.(transferFuture); ok {
+		f = t.Future
+	}
+	if v := reflect.ValueOf(f); v.Kind() == reflect.Pointer && v.Elem().Kind() == reflect.Struct {
+		ch := v.Elem().FieldByName("ShutdownCh")
+		if ch.IsValid() && ch.CanSet() && ch.Type() == reflect.TypeOf(g.stopped) && ch.IsNil() {
+			ch.Set(reflect.ValueOf(g.stopped))
+		}
+	}
+	return f.Error()
 }
 
 // running tells whether Raft has been started: messages can come in before NewRaft has returned.

@@ -100,7 +100,7 @@ func (g *Group) Remove(ctx context.Context, n dc.NodeID, confIndex uint64) error
 
 func (g *Group) change(ctx context.Context, f raft.IndexFuture) error {
 	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
+	go func() { done <- g.answer(f) }()
 	select {
 	case err := <-done:
 		if err != nil {

@@ -162,7 +162,7 @@ func (r *proposer) send(batch []*proposal) raft.ApplyFuture {
 
 // finish waits for Raft's answer and gives each proposal its own.
 func (r *proposer) finish(batch []*proposal, f raft.ApplyFuture) {
-	if err := f.Error(); err != nil {
+	if err := r.g.answer(f); err != nil {
 		err = r.g.proposalError(err)
 		for _, p := range batch {
 			p.done <- outcome{err: err}
