@@ -220,6 +220,7 @@ func (t *turn) outcome(n *command.JobNode, o *command.JobOutcome) bool {
 	}
 	if o.End == command.JobEnd_JOB_END_NONE {
 		task.State, task.Pid, task.StartedMs = command.JobTaskState_JOB_TASK_STATE_RUNNING, o.Pid, t.tx.Clock()
+		task.Reason = o.Reason // what of its limits is not enforced there
 		t.tx.Set(key(rowTask, o.Job, index), encode(task))
 		t.event(j, "started", int32(index), n.Id, fmt.Sprintf("pid %d", o.Pid))
 		t.saveJob(j)
