@@ -51,8 +51,7 @@ func pattern(n int) string {
 
 // TestEachChangeIsSeenByTheNextCallOnTheOtherNode goes through changes made on node a, each with an observer on node b that has looked before.
 func TestEachChangeIsSeenByTheNextCallOnTheOtherNode(t *testing.T) {
-	c := datatest.New(t, 3)
-	a, b := mount(t, c, 1), mount(t, c, 2)
+	a, b := two(t)
 	big := pattern(300_000)
 	var fd *os.File // node b's descriptor, opened before the change
 	readAll := func(t *testing.T) string {
@@ -223,8 +222,7 @@ func list(t *testing.T, dir string) []string {
 }
 
 func TestWritesAreSeenByOtherProcessesOfTheNodeAtOnceAndElsewhereSoon(t *testing.T) {
-	c := datatest.New(t, 3)
-	a, b := mount(t, c, 1), mount(t, c, 2)
+	a, b := two(t)
 	f, err := os.Create(a + "/f")
 	check(t, err)
 	defer f.Close()
@@ -244,8 +242,7 @@ func TestWritesAreSeenByOtherProcessesOfTheNodeAtOnceAndElsewhereSoon(t *testing
 }
 
 func TestAppendersOnTwoNodesInterleaveWholeLines(t *testing.T) {
-	c := datatest.New(t, 3)
-	a, b := mount(t, c, 1), mount(t, c, 2)
+	a, b := two(t)
 	write(t, a+"/log", "")
 	const writers, lines = 2, 60
 	var wg sync.WaitGroup
@@ -295,8 +292,7 @@ func TestAppendersOnTwoNodesInterleaveWholeLines(t *testing.T) {
 }
 
 func TestAFollowerSeesAppendedLinesOnce(t *testing.T) {
-	c := datatest.New(t, 3)
-	a := mount(t, c, 1)
+	a, _ := two(t)
 	w, err := os.OpenFile(a+"/log", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	check(t, err)
 	r, err := os.Open(a + "/log")

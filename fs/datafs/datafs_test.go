@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -54,8 +55,28 @@ func mount(t *testing.T, c *datatest.Cluster, n dc.NodeID) string {
 	return filepath.Join(m.Path(), "data")
 }
 
+// clusterMounts names the /dc of two nodes of a running cluster (colon between), to run these tests on instead of services in this process.
+const clusterMounts = "DC_TEST_MOUNTS"
+
+// two gives the data directories of two nodes: a fresh one of a running cluster, or of services in this process.
+func two(t *testing.T) (a, b string) {
+	t.Helper()
+	given := os.Getenv(clusterMounts)
+	if given == "" {
+		c := datatest.New(t, 3)
+		return mount(t, c, 1), mount(t, c, 2)
+	}
+	first, second, _ := strings.Cut(given, ":")
+	top, err := os.MkdirTemp(filepath.Join(first, "data"), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(top) })
+	return top, filepath.Join(second, "data", filepath.Base(top))
+}
+
 func TestPosix(t *testing.T) {
-	root := mount(t, datatest.New(t, 3), 2)
+	root, _ := two(t)
 	for name, fn := range posixtest.All {
 		if name == "FcntlFlockLocksFile" {
 			continue // it wants two descriptors of one process to exclude each other, which POSIX forbids and ext4 does not do

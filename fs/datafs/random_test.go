@@ -9,15 +9,12 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"missingos/srv/data/datatest"
 )
 
 // TestRandomFileOperations does what fsx does: random reads, writes, truncates, holes, maps and reopenings of one file against a
 // copy in memory; every so often another node compares the whole.
 func TestRandomFileOperations(t *testing.T) {
-	c := datatest.New(t, 3)
-	a, b := mount(t, c, 1), mount(t, c, 2)
+	a, b := two(t)
 	const maxSize = 200_000
 	rounds, ops := 5, 120
 	if testing.Short() {
@@ -164,8 +161,7 @@ func (x *exerciser) step(maxSize int) {
 }
 
 func TestHolesAreFoundAndTakeNoRoom(t *testing.T) {
-	c := datatest.New(t, 3)
-	a := mount(t, c, 1)
+	a, _ := two(t)
 	f, err := os.Create(a + "/sparse")
 	check(t, err)
 	defer f.Close()
