@@ -31,11 +31,16 @@ func (f *row) Attr(ctx context.Context) (synth.Attr, error) {
 }
 
 func (f *row) Open(ctx context.Context, flags uint32) (synth.Handle, error) {
-	r, err := f.store.Stat(ctx, f.table, f.path)
-	if err != nil {
-		return nil, err
+	// The look-up just before has seen the row: which one it was is all that an open row remembers. Every read and write asks for itself.
+	r := f.sight.last.Load()
+	if r == nil {
+		now, err := f.store.Stat(ctx, f.table, f.path)
+		if err != nil {
+			return nil, err
+		}
+		r = &now
 	}
-	h := newHandle(f.store, f.table, f.path, flags, r)
+	h := newHandle(f.store, f.table, f.path, flags, *r)
 	if flags&unix.O_TRUNC != 0 {
 		h.replace()
 	}
