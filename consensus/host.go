@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"missingos/consensus/logstore"
 	"missingos/consensus/transport"
 	"missingos/srv/dc"
@@ -19,7 +17,7 @@ import (
 type HostConfig struct {
 	Node dc.NodeID
 	// Dial gives a connection to another node; see transport.Config.
-	Dial func(n dc.NodeID) (grpc.ClientConnInterface, error)
+	Dial transport.Dialer
 	// Peer tells which node a request came from.
 	Peer func(ctx context.Context) (dc.NodeID, bool)
 	// Fatal is told of failures after which the process must not go on (disk errors, undecodable entries). It must end the process;
@@ -98,7 +96,7 @@ func NewHost(cfg HostConfig) *Host {
 }
 
 // Register adds the Raft service to the node's server.
-func (h *Host) Register(s grpc.ServiceRegistrar) { h.transport.Register(s) }
+func (h *Host) Register(s transport.Registrar) { h.transport.Register(s) }
 
 // Group finds an open group.
 func (h *Host) Group(id dc.GroupID) (*Group, bool) {

@@ -24,11 +24,17 @@ const (
 	maxAppendBytes   = 1 * dc.MiB // of entries in one message, unless one entry alone is larger
 )
 
+// A Dialer gives a connection to a node: mutual TLS in production, memory in simulations.
+type Dialer func(n dc.NodeID) (grpc.ClientConnInterface, error)
+
+// A Registrar is a server to add the service to.
+type Registrar = grpc.ServiceRegistrar
+
 // Config says how a node speaks to others.
 type Config struct {
 	Node dc.NodeID
 	// Dial gives a connection to a node; it is asked for every call and should keep connections. It must not block for long.
-	Dial func(n dc.NodeID) (grpc.ClientConnInterface, error)
+	Dial Dialer
 	// Peer tells which node a request came from by its certificate; nil trusts what the request says (tests).
 	Peer func(ctx context.Context) (dc.NodeID, bool)
 }
