@@ -98,6 +98,10 @@ func (r *room) task(job string, index int) synth.Dir {
 }
 
 func taskStatus(t client.JobTask) []synth.Pair {
+	var exit any // unknown until it has ended
+	if !t.Finished.IsZero() {
+		exit = t.Exit
+	}
 	return []synth.Pair{
 		{Key: "state", Value: t.State},
 		{Key: "node", Value: t.NodeName},
@@ -105,7 +109,7 @@ func taskStatus(t client.JobTask) []synth.Pair {
 		{Key: "attempt", Value: t.Attempt},
 		{Key: "fence", Value: t.Fence},
 		{Key: "failures", Value: t.Failures},
-		{Key: "exit", Value: t.Exit},
+		{Key: "exit", Value: exit},
 		{Key: "reason", Value: t.Reason},
 		{Key: "placed", Value: t.Placed},
 		{Key: "started", Value: t.Started},

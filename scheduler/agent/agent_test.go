@@ -154,6 +154,19 @@ func (w *world) order(fn func()) {
 	synctest.Wait()
 }
 
+// seen gives what the leader and the machine have come to.
+func (w *world) seen() (epoch uint64, until time.Time, starts []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.epoch, w.until, slices.Clone(w.starts)
+}
+
+func (w *world) proc(id string) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.procs[id]
+}
+
 func (w *world) set(fn func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -243,16 +256,16 @@ func TestRunsWhatIsAllocatedOnce(t *testing.T) {
 		w := newWorld(t)
 		w.order(func() { w.orders = append(w.orders, allocation(0)) })
 		w.want(t, "1.0.1 started 0")
-		if want := "1.0.1 j 0 1 n1 1 7"; len(w.starts) != 1 || w.starts[0] != want {
-			t.Errorf("starts %q, want %q", w.starts, want)
+		if _, _, got := w.seen(); len(got) != 1 || got[0] != "1.0.1 j 0 1 n1 1 7" {
+			t.Errorf("starts %q", got)
 		}
 		time.Sleep(time.Minute) // many renewals
-		if !w.procs["1.0.1"].alive() {
+		if !w.proc("1.0.1").alive() {
 			t.Error("the task has not outlived its first lease")
 		}
 		// While its end cannot be reported the orders still name it; that starts nothing.
 		w.set(func() { w.deaf = true })
-		w.procs["1.0.1"].finish(driver.Exit{Code: 3})
+		w.proc("1.0.1").finish(driver.Exit{Code: 3})
 		for range 3 {
 			time.Sleep(time.Second)
 			w.order(func() {})
@@ -261,8 +274,8 @@ func TestRunsWhatIsAllocatedOnce(t *testing.T) {
 		w.set(func() { w.deaf = false })
 		time.Sleep(2 * time.Second)
 		w.want(t, "1.0.1 exited 3")
-		if len(w.starts) != 1 {
-			t.Errorf("starts %q", w.starts)
+		if _, _, got := w.seen(); len(got) != 1 {
+			t.Errorf("starts %q", got)
 		}
 	})
 }
@@ -283,10 +296,9 @@ func TestStopKillUpdateAndVanish(t *testing.T) {
 		time.Sleep(time.Second)
 		w.want(t, "1.2.1 restarted 143")
 		w.order(func() { w.orders = nil })
-		if w.procs["1.3.1"].alive() {
+		if w.proc("1.3.1").alive() {
 			t.Error("what is not ordered any more still runs")
 		}
-		w.procs["1.3.1"].deaf = true
 		// One that must end before it has begun does not begin.
 		w.want(t, "1.3.1 stopped 137")
 		w.order(func() {
@@ -302,7 +314,7 @@ func TestKillIsStrongerThanStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.order(func() { w.orders = append(w.orders, allocation(0)) })
-		w.procs["1.0.1"].deaf = true
+		w.proc("1.0.1").deaf = true
 		w.order(func() { w.orders[0].Want = "stop" })
 		w.want(t, "1.0.1 started 0")
 		w.order(func() { w.orders[0].Want = "kill" })
@@ -326,20 +338,18 @@ func TestAPartitionedNodeEndsItsTasksBeforeItsLease(t *testing.T) {
 		w.want(t, "1.0.1 started 0")
 		time.Sleep(7 * time.Second)
 		w.set(func() { w.cut = true })
-		p := w.procs["1.0.1"]
+		p := w.proc("1.0.1")
 		<-p.done
-		if !time.Now().Before(w.until) {
-			t.Errorf("the task ended %s after the leader's deadline", time.Since(w.until))
-		}
-		if left := time.Until(w.until); left > 5*time.Second {
-			t.Errorf("the task ended %s too early", left)
+		_, until, _ := w.seen()
+		if left := time.Until(until); left <= 0 || left > 5*time.Second {
+			t.Errorf("the task ended %s before the leader's deadline", left)
 		}
 		// When the leader is back, the node begins anew; the old attempt's outcome is nobody's business any more.
 		time.Sleep(time.Minute)
 		w.set(func() { w.cut = false })
 		time.Sleep(10 * time.Second)
-		if w.epoch != 2 {
-			t.Errorf("epoch %d", w.epoch)
+		if epoch, _, _ := w.seen(); epoch != 2 {
+			t.Errorf("epoch %d", epoch)
 		}
 		w.want(t)
 		w.order(func() { w.orders = append(w.orders, allocation(1)) })
@@ -355,12 +365,12 @@ func TestAShortPartitionIsNotNoticed(t *testing.T) {
 		time.Sleep(7 * time.Second)
 		w.set(func() { w.cut = true })
 		time.Sleep(4 * time.Second)
-		w.procs["1.0.1"].finish(driver.Exit{})
+		w.proc("1.0.1").finish(driver.Exit{})
 		w.set(func() { w.cut = false })
 		time.Sleep(3 * time.Second)
 		w.want(t, "1.0.1 exited 0")
-		if w.epoch != 1 {
-			t.Errorf("epoch %d", w.epoch)
+		if epoch, _, _ := w.seen(); epoch != 1 {
+			t.Errorf("epoch %d", epoch)
 		}
 	})
 }
@@ -369,11 +379,11 @@ func TestALeaseEndedByTheLeaderKillsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.order(func() { w.orders = append(w.orders, allocation(0)) })
-		w.procs["1.0.1"].deaf = true
+		w.proc("1.0.1").deaf = true
 		w.order(func() { w.epoch = 77 }) // the node's next Sync is stale
 		time.Sleep(time.Second)
-		if w.procs["1.0.1"].alive() || w.epoch != 78 {
-			t.Errorf("alive %v, epoch %d", w.procs["1.0.1"].alive(), w.epoch)
+		if epoch, _, _ := w.seen(); w.proc("1.0.1").alive() || epoch != 78 {
+			t.Errorf("alive %v, epoch %d", w.proc("1.0.1").alive(), epoch)
 		}
 	})
 }
@@ -400,7 +410,7 @@ func TestClosingGivesTasksBack(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			w.order(func() { w.orders = append(w.orders, allocation(0)) })
-			w.procs["1.0.1"].deaf = deaf
+			w.proc("1.0.1").deaf = deaf
 			begin := time.Now()
 			if err := w.agent.Close(t.Context()); err != nil {
 				t.Fatal(err)
@@ -410,8 +420,11 @@ func TestClosingGivesTasksBack(t *testing.T) {
 				code, most = 137, 4*time.Second
 			}
 			w.want(t, "1.0.1 started 0", fmt.Sprintf("1.0.1 moved %d", code))
-			if took := time.Since(begin); took > most || !w.marked {
-				t.Errorf("took %s, marked %v", took, w.marked)
+			w.mu.Lock()
+			marked := w.marked
+			w.mu.Unlock()
+			if took := time.Since(begin); took > most || !marked {
+				t.Errorf("took %s, marked %v", took, marked)
 			}
 		})
 	}
@@ -426,8 +439,8 @@ func TestClosingWithoutALeaderIsBounded(t *testing.T) {
 		if err := w.agent.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(begin); took > 10*time.Second || w.procs["1.0.1"].alive() {
-			t.Errorf("took %s, alive %v", took, w.procs["1.0.1"].alive())
+		if took := time.Since(begin); took > 10*time.Second || w.proc("1.0.1").alive() {
+			t.Errorf("took %s, alive %v", took, w.proc("1.0.1").alive())
 		}
 	})
 }

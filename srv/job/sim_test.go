@@ -39,7 +39,7 @@ type cluster struct {
 	alive   map[string]*process // by job and task
 	fences  map[string]string   // the last one of each
 	started int
-	life    func(t driver.Task) (time.Duration, int) // how long a task lives, and its exit status
+	life    func(t driver.Task) (time.Duration, int) // under mu: how long a task lives, and its exit status
 }
 
 func newCluster(t *testing.T, nodes int) *cluster {
@@ -349,9 +349,9 @@ func TestNeverTwice(t *testing.T) {
 
 func neverTwice(t *testing.T, rnd *rand.Rand) {
 	c := newCluster(t, 4)
+	lives := rand.New(rand.NewPCG(rnd.Uint64(), 2)) // guarded by c.mu, like life
 	c.life = func(driver.Task) (time.Duration, int) {
-		c.t.Helper()
-		return time.Duration(rnd.IntN(60_000)) * time.Millisecond, rnd.IntN(2)
+		return time.Duration(lives.IntN(60_000)) * time.Millisecond, lives.IntN(2)
 	}
 	leading := true
 	for range 150 {
