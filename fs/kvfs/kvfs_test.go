@@ -206,6 +206,20 @@ func TestAReplacedRowReadsAsOneOfTheTwo(t *testing.T) {
 	expect(t, dir, "echo old > t/x; exec 3<t/x; rm t/x; cat <&3", "cat: -: Stale file handle")
 }
 
+func TestWritesAndReplacements(t *testing.T) {
+	dir, _ := mount(t)
+	const stale = "bash: line 2: echo: write error: Stale file handle"
+	for _, test := range []struct{ script, want string }{
+		{"mkdir t; echo old > t/x; exec 3>t/x; echo new > t/tmp; mv t/tmp t/x; echo mine >&3; cat t/x", "mine"},
+		{"exec 3>>t/x; echo new > t/tmp; mv t/tmp t/x; echo mine >&3; cat t/x", "new\nmine"},
+		{"exec 3>t/x; echo one >&3; echo new > t/tmp; mv t/tmp t/x; echo two >&3; cat t/x", stale + "\nnew"},
+		{"exec 3>t/x; rm t/x; echo mine >&3; ls t", stale},
+		{"set -C; exec 3>t/lock; rm t/lock; echo other > t/lock; echo mine >&3; cat t/lock", stale + "\nother"},
+	} {
+		expect(t, dir, test.script, test.want)
+	}
+}
+
 // The kernel asks for attributes at the end of open(2) and starts anew if it is told ESTALE, which would make the row twice.
 func TestARowRemovedWhileItIsMadeIsNotMadeAgain(t *testing.T) {
 	dir, s := mount(t)

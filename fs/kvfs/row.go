@@ -98,13 +98,16 @@ type handle struct {
 	table   client.Descriptor
 	path    string
 	flags   uint32
-	created dc.Revision // of the row that was opened
 	turn    chan struct{}
+	created dc.Revision // of the row that was opened; who has the turn may change it
 
 	mu        sync.Mutex
-	replacing bool   // the next write is the beginning of a new value
-	seen      []byte // what reads see, from the last read at 0
-	loaded    bool
+	replacing bool // the next write is the beginning of a new value
+	// Bound to the row that was opened: another that has its name since is not written (dc.Stale). What replaces or appends begins unbound, so
+	// that `echo x > row` does not fail when somebody else's mv comes between its open and its write; a row made with O_EXCL is its maker's.
+	bound  bool
+	seen   []byte // what reads see, from the last read at 0
+	loaded bool
 }
 
 var (
@@ -113,7 +116,7 @@ var (
 )
 
 func newHandle(s Store, t client.Descriptor, path string, flags uint32, r client.KVRow) *handle {
-	h := &handle{store: s, table: t, path: path, flags: flags, created: r.Created, turn: make(chan struct{}, 1)}
+	h := &handle{store: s, table: t, path: path, flags: flags, created: r.Created, turn: make(chan struct{}, 1), bound: flags&unix.O_EXCL != 0}
 	h.turn <- struct{}{}
 	return h
 }
@@ -159,9 +162,12 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	}
 	defer func() { h.turn <- struct{}{} }()
 	h.mu.Lock()
-	replacing := h.replacing
+	replacing, bound := h.replacing, h.bound
 	h.mu.Unlock()
 	p := client.KVPut{How: client.KVPatch, Data: data, Offset: off, IfCreated: h.created}
+	if !bound && (replacing || h.flags&unix.O_APPEND != 0) {
+		p.IfCreated, p.MustExist = 0, true
+	}
 	switch {
 	case h.flags&unix.O_APPEND != 0:
 		p.How, p.Offset = client.KVAppend, 0
@@ -173,12 +179,17 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	if off > dc.MaxValueBytes && p.How != client.KVAppend {
 		return 0, dc.Errorf(dc.TooLarge, "kv.put", h.path, "a value of %d bytes exceeds the limit of 1 MiB of a row (MaxValueBytes); keep it in /dc/data", off+int64(len(data)))
 	}
-	if _, err := h.store.Put(ctx, h.table, h.path, p); err != nil {
+	r, err := h.store.Put(ctx, h.table, h.path, p)
+	if err != nil && p.MustExist && dc.KindOf(err) == dc.NotFound {
+		return 0, dc.Errorf(dc.Stale, "kv.put", h.path, "the row was removed since it was opened")
+	}
+	if err != nil {
 		return 0, err
 	}
 	h.mu.Lock()
-	h.replacing = false
+	h.replacing, h.bound = false, true
 	h.mu.Unlock()
+	h.created = r.Created
 	return len(data), nil
 }
 
