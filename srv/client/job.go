@@ -12,27 +12,29 @@ import (
 
 // JobInfo describes a job.
 type JobInfo struct {
-	Name, Type, Phase, Why                              string
-	ID                                                  uint64
-	Spec                                                []byte // empty in a listing
+	Name, Type, Phase, Why                               string
+	ID                                                   uint64
+	Spec                                                 []byte // empty in a listing
 	Desired, Pending, Placed, Succeeded, Failed, Stopped uint32
-	Version, Events                                     uint64
-	Submitted, Ended                                    time.Time
-	UID, GID                                            uint32
+	Version, Events                                      uint64
+	Submitted, Ended                                     time.Time
+	UID, GID                                             uint32
 }
 
 // Over tells whether the job has ended.
-func (j JobInfo) Over() bool { return j.Phase == "succeeded" || j.Phase == "failed" || j.Phase == "stopped" }
+func (j JobInfo) Over() bool {
+	return j.Phase == "succeeded" || j.Phase == "failed" || j.Phase == "stopped"
+}
 
 // JobTask describes a task of a job.
 type JobTask struct {
-	State, NodeName, Reason      string
-	Job                          uint64
-	Attempt, Failures, PID       uint32
-	Fence                        uint64
-	Node                         dc.NodeID // of the latest attempt; zero before the first
-	Exit                         int32
-	Placed, Started, Finished    time.Time
+	State, NodeName, Reason   string
+	Job                       uint64
+	Attempt, Failures, PID    uint32
+	Fence                     uint64
+	Node                      dc.NodeID // of the latest attempt; zero before the first
+	Exit                      int32
+	Placed, Started, Finished time.Time
 }
 
 // JobEvent is something that happened to a job. Task is -1 for the job itself.
@@ -63,7 +65,9 @@ func (j *Jobs) query(ctx context.Context, call jobCall) error {
 	if err != nil {
 		return err
 	}
-	return j.c.Query(ctx, g, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error { return call(ctx, dcpb.NewJobClient(cc), h) })
+	return j.c.Query(ctx, g, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+		return call(ctx, dcpb.NewJobClient(cc), h)
+	})
 }
 
 func (j *Jobs) mutate(ctx context.Context, call jobCall) error {
@@ -71,7 +75,9 @@ func (j *Jobs) mutate(ctx context.Context, call jobCall) error {
 	if err != nil {
 		return err
 	}
-	return j.c.Mutate(ctx, g, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error { return call(ctx, dcpb.NewJobClient(cc), h) })
+	return j.c.Mutate(ctx, g, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
+		return call(ctx, dcpb.NewJobClient(cc), h)
+	})
 }
 
 // Submit submits a spec and gives the job's name.

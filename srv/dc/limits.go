@@ -43,8 +43,8 @@ const (
 	TopicVisibility    = 30 * time.Second // the default: how long a reader may take before a message goes to another
 	MaxTopicVisibility = 12 * time.Hour
 
-	MaxTaskOutput  = 16 * MiB    // kept of each of a task's two outputs: the latest
-	MaxTaskOutputs = 4 * GiB     // kept of all ended tasks on a node; the oldest go first
+	MaxTaskOutput  = 16 * MiB // kept of each of a task's two outputs: the latest
+	MaxTaskOutputs = 4 * GiB  // kept of all ended tasks on a node; the oldest go first
 	TaskOutputAge  = 7 * 24 * time.Hour
 	JobLeaseMargin = time.Second // a node's tasks are dead this long before its lease ends by its own clock
 
