@@ -42,10 +42,13 @@ func detect() hierarchies {
 		}
 		switch right[0] {
 		case "cgroup2":
-			if h.v2 == "" {
+			if h.v2 == "" && shows(left[4], unix.CGROUP2_SUPER_MAGIC) {
 				h.v2 = left[4]
 			}
 		case "cgroup":
+			if !shows(left[4], unix.CGROUP_SUPER_MAGIC) {
+				continue
+			}
 			options := strings.Split(right[2], ",")
 			if h.cpu == "" && slices.Contains(options, "cpu") {
 				h.cpu = filepath.Join(left[4], own["cpu"])
@@ -60,6 +63,12 @@ func detect() hierarchies {
 		h.v2Own = bytes.Contains(controllers, []byte("memory"))
 	}
 	return h
+}
+
+// shows tells whether a file system of that type is what one sees at path: another may be mounted over it.
+func shows(path string, magic int64) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && int64(st.Type) == magic
 }
 
 // ownGroups gives this process' group in each v1 hierarchy.
@@ -119,6 +128,9 @@ func (g *group) create(milliCPU, memoryBytes int64) (note string) {
 			g.lacks(x.what)
 			*x.dir = ""
 		}
+	}
+	if g.v2 == "" {
+		g.lacks("kill as a whole")
 	}
 	shares, bytes := max(2, min(milliCPU*1024/1000, 262144)), strconv.FormatInt(memoryBytes, 10)
 	if g.h.v2Own {

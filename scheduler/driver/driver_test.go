@@ -246,12 +246,12 @@ func TestLeaseEndsTheTaskUnlessExtended(t *testing.T) {
 }
 
 func TestAShimThatIsKilledTakesItsTaskAlong(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs cgroups")
-	}
 	d := newDriver(t, t.TempDir())
 	p := run(t, d, task("1", "setsid sleep 1000 & echo $!; wait"))
 	started(t, p)
+	if strings.Contains(p.Note(), "kill as a whole") {
+		t.Skip("here: ", p.Note())
+	}
 	child := pidIn(t, d, "1")
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
 	if err != nil {
@@ -273,15 +273,12 @@ func TestAShimThatIsKilledTakesItsTaskAlong(t *testing.T) {
 }
 
 func TestMemoryLimit(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs cgroups")
-	}
 	d := newDriver(t, t.TempDir())
 	k := task("1", "head -c 200M /dev/zero | tail | wc -c; exit ${PIPESTATUS[1]}")
 	k.MemoryBytes = 32 * dc.MiB
 	p := run(t, d, k)
 	got := wait(t, p)
-	if p.Note() != "" {
+	if strings.Contains(p.Note(), "memory") {
 		t.Skip("here: ", p.Note())
 	}
 	if !got.OOM || got.Code == 0 || !strings.Contains(got.Reason, "32 MiB") {
