@@ -18,7 +18,7 @@ func ParseNodeID(s string) (NodeID, error) {
 	digits, ok := strings.CutPrefix(s, "n")
 	v, err := strconv.ParseUint(digits, 10, 64)
 	if !ok || err != nil || v == 0 {
-		return 0, &Error{Op: "parse node id", Path: s, Kind: Invalid, Err: fmt.Errorf("want n1, n2, ...")}
+		return 0, &Error{Op: "parse node id", Path: s, Kind: Invalid, Err: fmt.Errorf("want n and a number from 1 on: n1")}
 	}
 	return NodeID(v), nil
 }

@@ -68,7 +68,7 @@ func authority(t *testing.T) *Authority {
 }
 
 // shake makes a TLS connection and gives both ends' errors.
-func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error, state tls.ConnectionState) {
+func shake(t *testing.T, server, client *tls.Config) (state tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -96,7 +96,7 @@ func shake(t *testing.T, server, client *tls.Config) (serverErr, clientErr error
 		c.Close()
 	}
 	<-done
-	return serverErr, err, state
+	return state, serverErr, err
 }
 
 func TestOnlyMembersOfTheClusterTalk(t *testing.T) {
@@ -125,7 +125,7 @@ func TestOnlyMembersOfTheClusterTalk(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			serverErr, clientErr, state := shake(t, tt.server, tt.client)
+			state, serverErr, clientErr := shake(t, tt.server, tt.client)
 			if ok := serverErr == nil && clientErr == nil; ok != tt.ok {
 				t.Fatalf("server %v, client %v; want ok=%v", serverErr, clientErr, tt.ok)
 			}
@@ -160,7 +160,7 @@ func TestAForgedAuthorityInTheChainIsNotBelieved(t *testing.T) {
 	// Mallory shows her own certificate followed by the true authority's, which is public.
 	conf := mallory.Server(func(dc.NodeID) error { return nil })
 	conf.Certificates[0].Certificate[1] = n1.issuer.Raw
-	if _, err, _ := shake(t, conf, Pinned(n1.Fingerprint())); err == nil {
+	if _, _, err := shake(t, conf, Pinned(n1.Fingerprint())); err == nil {
 		t.Error("a certificate that the pinned authority has not signed was accepted")
 	}
 }

@@ -26,7 +26,6 @@ type (
 	modelHold struct {
 		session, owner uint64
 		exclusive      bool
-		fence          uint64
 	}
 	modelLock struct {
 		holders, queue []modelHold
