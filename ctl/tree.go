@@ -199,6 +199,7 @@ func lockCommands() []*Command {
 				return runLocked(ctx, env, args, o.shared, o.try)
 			},
 		},
+		lockCas(),
 	}
 }
 
