@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -49,6 +50,8 @@ type Group struct {
 	ctx     context.Context // ends with the group
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
+
+	silent, fatalStall atomic.Bool // what the watchdog has done
 
 	mu     sync.Mutex
 	lead   leadership
@@ -97,7 +100,6 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	g.reads = newReader(g)
 	g.wg.Go(func() { g.follow(notify) })
 	g.wg.Go(g.prop.run)
-	g.wg.Go(g.watch)
 	return g, nil
 }
 

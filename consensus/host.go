@@ -71,10 +71,13 @@ func (t Timing) withDefaults() Timing {
 type Host struct {
 	cfg       HostConfig
 	transport *transport.Transport
+	closing   chan struct{} // closed by Close
+	watching  sync.WaitGroup
 
-	mu     sync.Mutex
-	groups map[dc.GroupID]*Group
-	closed bool
+	mu      sync.Mutex
+	groups  map[dc.GroupID]*Group
+	closed  bool
+	watched bool // the watchdog runs: from the first group on
 }
 
 // NewHost makes a host without groups.
@@ -90,8 +93,8 @@ func NewHost(cfg HostConfig) *Host {
 		cfg.Space = func() error { return nil }
 	}
 	return &Host{
-		cfg: cfg, groups: map[dc.GroupID]*Group{},
-		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer}),
+		cfg: cfg, groups: map[dc.GroupID]*Group{}, closing: make(chan struct{}),
+		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 10}),
 	}
 }
 
@@ -130,6 +133,10 @@ func (h *Host) Open(cfg GroupConfig) (*Group, error) {
 	_, double := h.groups[cfg.ID]
 	if !double && !h.closed {
 		h.groups[cfg.ID] = g
+		if !h.watched {
+			h.watched = true
+			h.watching.Go(h.watch)
+		}
 		h.mu.Unlock()
 		return g, nil
 	}
@@ -148,7 +155,10 @@ func (h *Host) forget(id dc.GroupID) {
 // hand-overs are given up.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
-	h.closed = true
+	if !h.closed {
+		h.closed = true
+		close(h.closing)
+	}
 	h.mu.Unlock()
 	var (
 		wg   sync.WaitGroup
@@ -164,5 +174,7 @@ func (h *Host) Close(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
+	h.watching.Wait()
+	h.transport.Close()
 	return errs
 }

@@ -21,6 +21,7 @@ type Lane struct {
 	replica   Replica
 	consumer  chan raft.RPC
 	heartbeat atomic.Pointer[func(raft.RPC)]
+	beating   atomic.Bool // a heartbeat is with Raft
 	silent    atomic.Bool // the watchdog found this replica's disk stalled: it must not keep leading
 	ctx       context.Context
 	cancel    context.CancelFunc
@@ -129,19 +130,27 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 		From: l.from(), Group: uint64(l.group), Term: args.Term, PrevIndex: args.PrevLogEntry, PrevTerm: args.PrevLogTerm,
 		Commit: args.LeaderCommitIndex, Entries: encodeEntries(args.Entries),
 	}
-	timeout := appendTimeout
-	if isHeartbeat(r) {
-		timeout = heartbeatTimeout
-	}
-	return l.call(target, timeout, func(ctx context.Context, c RaftClient) error {
-		reply, err := c.Append(ctx, r)
+	answered := func(reply *AppendReply, err error) error {
 		if err == nil {
 			*resp = raft.AppendEntriesResponse{
 				RPCHeader: headerOf(target), Term: reply.Term, LastLog: reply.LastIndex, Success: reply.Success, NoRetryBackoff: reply.NoRetryBackoff,
 			}
 		}
 		return err
-	})
+	}
+	if isHeartbeat(r) {
+		return l.beat(target, r, answered)
+	}
+	return l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) error { return answered(c.Append(ctx, r)) })
+}
+
+// beat sends a heartbeat together with those of other groups.
+func (l *Lane) beat(target raft.ServerAddress, r *AppendRequest, answered func(*AppendReply, error) error) error {
+	n, err := dc.ParseNodeID(string(target))
+	if err != nil {
+		return err
+	}
+	return answered(l.t.beats(n).send(l.ctx, r))
 }
 
 // upTo gives the first entries that fit into limit bytes, at least one if there is one.

@@ -267,6 +267,163 @@ func (x *AppendReply) GetNoRetryBackoff() bool {
 	return false
 }
 
+type BeatRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Groups        []uint64               `protobuf:"varint,2,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	Terms         []uint64               `protobuf:"varint,3,rep,packed,name=terms,proto3" json:"terms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeatRequest) Reset() {
+	*x = BeatRequest{}
+	mi := &file_raft_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeatRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeatRequest) ProtoMessage() {}
+
+func (x *BeatRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeatRequest.ProtoReflect.Descriptor instead.
+func (*BeatRequest) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *BeatRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *BeatRequest) GetGroups() []uint64 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *BeatRequest) GetTerms() []uint64 {
+	if x != nil {
+		return x.Terms
+	}
+	return nil
+}
+
+// BeatReply answers by slot; without one, the group did not answer in time or is not here, which is no reason for the others to wait.
+type BeatReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slots         []*BeatSlot            `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeatReply) Reset() {
+	*x = BeatReply{}
+	mi := &file_raft_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeatReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeatReply) ProtoMessage() {}
+
+func (x *BeatReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeatReply.ProtoReflect.Descriptor instead.
+func (*BeatReply) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BeatReply) GetSlots() []*BeatSlot {
+	if x != nil {
+		return x.Slots
+	}
+	return nil
+}
+
+type BeatSlot struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Answered      bool                   `protobuf:"varint,1,opt,name=answered,proto3" json:"answered,omitempty"`
+	Reply         *AppendReply           `protobuf:"bytes,2,opt,name=reply,proto3" json:"reply,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BeatSlot) Reset() {
+	*x = BeatSlot{}
+	mi := &file_raft_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BeatSlot) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BeatSlot) ProtoMessage() {}
+
+func (x *BeatSlot) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BeatSlot.ProtoReflect.Descriptor instead.
+func (*BeatSlot) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BeatSlot) GetAnswered() bool {
+	if x != nil {
+		return x.Answered
+	}
+	return false
+}
+
+func (x *BeatSlot) GetReply() *AppendReply {
+	if x != nil {
+		return x.Reply
+	}
+	return nil
+}
+
 type VoteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -282,7 +439,7 @@ type VoteRequest struct {
 
 func (x *VoteRequest) Reset() {
 	*x = VoteRequest{}
-	mi := &file_raft_proto_msgTypes[3]
+	mi := &file_raft_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -294,7 +451,7 @@ func (x *VoteRequest) String() string {
 func (*VoteRequest) ProtoMessage() {}
 
 func (x *VoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[3]
+	mi := &file_raft_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -307,7 +464,7 @@ func (x *VoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoteRequest.ProtoReflect.Descriptor instead.
 func (*VoteRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{3}
+	return file_raft_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *VoteRequest) GetFrom() uint64 {
@@ -369,7 +526,7 @@ type VoteReply struct {
 
 func (x *VoteReply) Reset() {
 	*x = VoteReply{}
-	mi := &file_raft_proto_msgTypes[4]
+	mi := &file_raft_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +538,7 @@ func (x *VoteReply) String() string {
 func (*VoteReply) ProtoMessage() {}
 
 func (x *VoteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[4]
+	mi := &file_raft_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +551,7 @@ func (x *VoteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VoteReply.ProtoReflect.Descriptor instead.
 func (*VoteReply) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{4}
+	return file_raft_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VoteReply) GetTerm() uint64 {
@@ -428,7 +585,7 @@ type InstallSnapshotRequest struct {
 
 func (x *InstallSnapshotRequest) Reset() {
 	*x = InstallSnapshotRequest{}
-	mi := &file_raft_proto_msgTypes[5]
+	mi := &file_raft_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +597,7 @@ func (x *InstallSnapshotRequest) String() string {
 func (*InstallSnapshotRequest) ProtoMessage() {}
 
 func (x *InstallSnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[5]
+	mi := &file_raft_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +610,7 @@ func (x *InstallSnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallSnapshotRequest.ProtoReflect.Descriptor instead.
 func (*InstallSnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{5}
+	return file_raft_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *InstallSnapshotRequest) GetFrom() uint64 {
@@ -529,7 +686,7 @@ type InstallSnapshotReply struct {
 
 func (x *InstallSnapshotReply) Reset() {
 	*x = InstallSnapshotReply{}
-	mi := &file_raft_proto_msgTypes[6]
+	mi := &file_raft_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +698,7 @@ func (x *InstallSnapshotReply) String() string {
 func (*InstallSnapshotReply) ProtoMessage() {}
 
 func (x *InstallSnapshotReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[6]
+	mi := &file_raft_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +711,7 @@ func (x *InstallSnapshotReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallSnapshotReply.ProtoReflect.Descriptor instead.
 func (*InstallSnapshotReply) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{6}
+	return file_raft_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InstallSnapshotReply) GetTerm() uint64 {
@@ -581,7 +738,7 @@ type TimeoutNowRequest struct {
 
 func (x *TimeoutNowRequest) Reset() {
 	*x = TimeoutNowRequest{}
-	mi := &file_raft_proto_msgTypes[7]
+	mi := &file_raft_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +750,7 @@ func (x *TimeoutNowRequest) String() string {
 func (*TimeoutNowRequest) ProtoMessage() {}
 
 func (x *TimeoutNowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[7]
+	mi := &file_raft_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +763,7 @@ func (x *TimeoutNowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeoutNowRequest.ProtoReflect.Descriptor instead.
 func (*TimeoutNowRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{7}
+	return file_raft_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TimeoutNowRequest) GetFrom() uint64 {
@@ -631,7 +788,7 @@ type TimeoutNowReply struct {
 
 func (x *TimeoutNowReply) Reset() {
 	*x = TimeoutNowReply{}
-	mi := &file_raft_proto_msgTypes[8]
+	mi := &file_raft_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +800,7 @@ func (x *TimeoutNowReply) String() string {
 func (*TimeoutNowReply) ProtoMessage() {}
 
 func (x *TimeoutNowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[8]
+	mi := &file_raft_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +813,7 @@ func (x *TimeoutNowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeoutNowReply.ProtoReflect.Descriptor instead.
 func (*TimeoutNowReply) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{8}
+	return file_raft_proto_rawDescGZIP(), []int{11}
 }
 
 type ConfirmRequest struct {
@@ -670,7 +827,7 @@ type ConfirmRequest struct {
 
 func (x *ConfirmRequest) Reset() {
 	*x = ConfirmRequest{}
-	mi := &file_raft_proto_msgTypes[9]
+	mi := &file_raft_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +839,7 @@ func (x *ConfirmRequest) String() string {
 func (*ConfirmRequest) ProtoMessage() {}
 
 func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[9]
+	mi := &file_raft_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +852,7 @@ func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{9}
+	return file_raft_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ConfirmRequest) GetFrom() uint64 {
@@ -728,7 +885,7 @@ type ConfirmReply struct {
 
 func (x *ConfirmReply) Reset() {
 	*x = ConfirmReply{}
-	mi := &file_raft_proto_msgTypes[10]
+	mi := &file_raft_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +897,7 @@ func (x *ConfirmReply) String() string {
 func (*ConfirmReply) ProtoMessage() {}
 
 func (x *ConfirmReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[10]
+	mi := &file_raft_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +910,7 @@ func (x *ConfirmReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmReply.ProtoReflect.Descriptor instead.
 func (*ConfirmReply) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{10}
+	return file_raft_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ConfirmReply) GetSame() []bool {
@@ -773,7 +930,7 @@ type ProgressRequest struct {
 
 func (x *ProgressRequest) Reset() {
 	*x = ProgressRequest{}
-	mi := &file_raft_proto_msgTypes[11]
+	mi := &file_raft_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +942,7 @@ func (x *ProgressRequest) String() string {
 func (*ProgressRequest) ProtoMessage() {}
 
 func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[11]
+	mi := &file_raft_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +955,7 @@ func (x *ProgressRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressRequest.ProtoReflect.Descriptor instead.
 func (*ProgressRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{11}
+	return file_raft_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ProgressRequest) GetFrom() uint64 {
@@ -826,7 +983,7 @@ type ProgressReply struct {
 
 func (x *ProgressReply) Reset() {
 	*x = ProgressReply{}
-	mi := &file_raft_proto_msgTypes[12]
+	mi := &file_raft_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +995,7 @@ func (x *ProgressReply) String() string {
 func (*ProgressReply) ProtoMessage() {}
 
 func (x *ProgressReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[12]
+	mi := &file_raft_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1008,7 @@ func (x *ProgressReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressReply.ProtoReflect.Descriptor instead.
 func (*ProgressReply) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{12}
+	return file_raft_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ProgressReply) GetApplied() uint64 {
@@ -885,7 +1042,7 @@ type PullRequest struct {
 
 func (x *PullRequest) Reset() {
 	*x = PullRequest{}
-	mi := &file_raft_proto_msgTypes[13]
+	mi := &file_raft_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +1054,7 @@ func (x *PullRequest) String() string {
 func (*PullRequest) ProtoMessage() {}
 
 func (x *PullRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[13]
+	mi := &file_raft_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +1067,7 @@ func (x *PullRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullRequest.ProtoReflect.Descriptor instead.
 func (*PullRequest) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{13}
+	return file_raft_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PullRequest) GetFrom() uint64 {
@@ -936,7 +1093,7 @@ type PullChunk struct {
 
 func (x *PullChunk) Reset() {
 	*x = PullChunk{}
-	mi := &file_raft_proto_msgTypes[14]
+	mi := &file_raft_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1105,7 @@ func (x *PullChunk) String() string {
 func (*PullChunk) ProtoMessage() {}
 
 func (x *PullChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raft_proto_msgTypes[14]
+	mi := &file_raft_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1118,7 @@ func (x *PullChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullChunk.ProtoReflect.Descriptor instead.
 func (*PullChunk) Descriptor() ([]byte, []int) {
-	return file_raft_proto_rawDescGZIP(), []int{14}
+	return file_raft_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PullChunk) GetData() []byte {
@@ -1002,7 +1159,16 @@ const file_raft_proto_rawDesc = "" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x18\n" +
 	"\asuccess\x18\x03 \x01(\bR\asuccess\x12(\n" +
-	"\x10no_retry_backoff\x18\x04 \x01(\bR\x0enoRetryBackoff\"\xb5\x01\n" +
+	"\x10no_retry_backoff\x18\x04 \x01(\bR\x0enoRetryBackoff\"O\n" +
+	"\vBeatRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\x04R\x06groups\x12\x14\n" +
+	"\x05terms\x18\x03 \x03(\x04R\x05terms\"7\n" +
+	"\tBeatReply\x12*\n" +
+	"\x05slots\x18\x01 \x03(\v2\x14.dc.raft.v1.BeatSlotR\x05slots\"U\n" +
+	"\bBeatSlot\x12\x1a\n" +
+	"\banswered\x18\x01 \x01(\bR\banswered\x12-\n" +
+	"\x05reply\x18\x02 \x01(\v2\x17.dc.raft.v1.AppendReplyR\x05reply\"\xb5\x01\n" +
 	"\vVoteRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x12\n" +
@@ -1051,9 +1217,10 @@ const file_raft_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\x04R\x05group\"\x1f\n" +
 	"\tPullChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\xde\x03\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data2\x96\x04\n" +
 	"\x04Raft\x12<\n" +
 	"\x06Append\x12\x19.dc.raft.v1.AppendRequest\x1a\x17.dc.raft.v1.AppendReply\x126\n" +
+	"\x04Beat\x12\x17.dc.raft.v1.BeatRequest\x1a\x15.dc.raft.v1.BeatReply\x126\n" +
 	"\x04Vote\x12\x17.dc.raft.v1.VoteRequest\x1a\x15.dc.raft.v1.VoteReply\x12W\n" +
 	"\x0fInstallSnapshot\x12\".dc.raft.v1.InstallSnapshotRequest\x1a .dc.raft.v1.InstallSnapshotReply\x12H\n" +
 	"\n" +
@@ -1074,45 +1241,52 @@ func file_raft_proto_rawDescGZIP() []byte {
 	return file_raft_proto_rawDescData
 }
 
-var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_raft_proto_goTypes = []any{
 	(*Entry)(nil),                  // 0: dc.raft.v1.Entry
 	(*AppendRequest)(nil),          // 1: dc.raft.v1.AppendRequest
 	(*AppendReply)(nil),            // 2: dc.raft.v1.AppendReply
-	(*VoteRequest)(nil),            // 3: dc.raft.v1.VoteRequest
-	(*VoteReply)(nil),              // 4: dc.raft.v1.VoteReply
-	(*InstallSnapshotRequest)(nil), // 5: dc.raft.v1.InstallSnapshotRequest
-	(*InstallSnapshotReply)(nil),   // 6: dc.raft.v1.InstallSnapshotReply
-	(*TimeoutNowRequest)(nil),      // 7: dc.raft.v1.TimeoutNowRequest
-	(*TimeoutNowReply)(nil),        // 8: dc.raft.v1.TimeoutNowReply
-	(*ConfirmRequest)(nil),         // 9: dc.raft.v1.ConfirmRequest
-	(*ConfirmReply)(nil),           // 10: dc.raft.v1.ConfirmReply
-	(*ProgressRequest)(nil),        // 11: dc.raft.v1.ProgressRequest
-	(*ProgressReply)(nil),          // 12: dc.raft.v1.ProgressReply
-	(*PullRequest)(nil),            // 13: dc.raft.v1.PullRequest
-	(*PullChunk)(nil),              // 14: dc.raft.v1.PullChunk
+	(*BeatRequest)(nil),            // 3: dc.raft.v1.BeatRequest
+	(*BeatReply)(nil),              // 4: dc.raft.v1.BeatReply
+	(*BeatSlot)(nil),               // 5: dc.raft.v1.BeatSlot
+	(*VoteRequest)(nil),            // 6: dc.raft.v1.VoteRequest
+	(*VoteReply)(nil),              // 7: dc.raft.v1.VoteReply
+	(*InstallSnapshotRequest)(nil), // 8: dc.raft.v1.InstallSnapshotRequest
+	(*InstallSnapshotReply)(nil),   // 9: dc.raft.v1.InstallSnapshotReply
+	(*TimeoutNowRequest)(nil),      // 10: dc.raft.v1.TimeoutNowRequest
+	(*TimeoutNowReply)(nil),        // 11: dc.raft.v1.TimeoutNowReply
+	(*ConfirmRequest)(nil),         // 12: dc.raft.v1.ConfirmRequest
+	(*ConfirmReply)(nil),           // 13: dc.raft.v1.ConfirmReply
+	(*ProgressRequest)(nil),        // 14: dc.raft.v1.ProgressRequest
+	(*ProgressReply)(nil),          // 15: dc.raft.v1.ProgressReply
+	(*PullRequest)(nil),            // 16: dc.raft.v1.PullRequest
+	(*PullChunk)(nil),              // 17: dc.raft.v1.PullChunk
 }
 var file_raft_proto_depIdxs = []int32{
 	0,  // 0: dc.raft.v1.AppendRequest.entries:type_name -> dc.raft.v1.Entry
-	1,  // 1: dc.raft.v1.Raft.Append:input_type -> dc.raft.v1.AppendRequest
-	3,  // 2: dc.raft.v1.Raft.Vote:input_type -> dc.raft.v1.VoteRequest
-	5,  // 3: dc.raft.v1.Raft.InstallSnapshot:input_type -> dc.raft.v1.InstallSnapshotRequest
-	7,  // 4: dc.raft.v1.Raft.TimeoutNow:input_type -> dc.raft.v1.TimeoutNowRequest
-	9,  // 5: dc.raft.v1.Raft.Confirm:input_type -> dc.raft.v1.ConfirmRequest
-	11, // 6: dc.raft.v1.Raft.Progress:input_type -> dc.raft.v1.ProgressRequest
-	13, // 7: dc.raft.v1.Raft.Pull:input_type -> dc.raft.v1.PullRequest
-	2,  // 8: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
-	4,  // 9: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
-	6,  // 10: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
-	8,  // 11: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
-	10, // 12: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
-	12, // 13: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
-	14, // 14: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
-	8,  // [8:15] is the sub-list for method output_type
-	1,  // [1:8] is the sub-list for method input_type
-	1,  // [1:1] is the sub-list for extension type_name
-	1,  // [1:1] is the sub-list for extension extendee
-	0,  // [0:1] is the sub-list for field type_name
+	5,  // 1: dc.raft.v1.BeatReply.slots:type_name -> dc.raft.v1.BeatSlot
+	2,  // 2: dc.raft.v1.BeatSlot.reply:type_name -> dc.raft.v1.AppendReply
+	1,  // 3: dc.raft.v1.Raft.Append:input_type -> dc.raft.v1.AppendRequest
+	3,  // 4: dc.raft.v1.Raft.Beat:input_type -> dc.raft.v1.BeatRequest
+	6,  // 5: dc.raft.v1.Raft.Vote:input_type -> dc.raft.v1.VoteRequest
+	8,  // 6: dc.raft.v1.Raft.InstallSnapshot:input_type -> dc.raft.v1.InstallSnapshotRequest
+	10, // 7: dc.raft.v1.Raft.TimeoutNow:input_type -> dc.raft.v1.TimeoutNowRequest
+	12, // 8: dc.raft.v1.Raft.Confirm:input_type -> dc.raft.v1.ConfirmRequest
+	14, // 9: dc.raft.v1.Raft.Progress:input_type -> dc.raft.v1.ProgressRequest
+	16, // 10: dc.raft.v1.Raft.Pull:input_type -> dc.raft.v1.PullRequest
+	2,  // 11: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
+	4,  // 12: dc.raft.v1.Raft.Beat:output_type -> dc.raft.v1.BeatReply
+	7,  // 13: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
+	9,  // 14: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
+	11, // 15: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
+	13, // 16: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
+	15, // 17: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
+	17, // 18: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
+	11, // [11:19] is the sub-list for method output_type
+	3,  // [3:11] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_raft_proto_init() }
@@ -1126,7 +1300,7 @@ func file_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_proto_rawDesc), len(file_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

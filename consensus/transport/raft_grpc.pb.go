@@ -22,6 +22,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Raft_Append_FullMethodName          = "/dc.raft.v1.Raft/Append"
+	Raft_Beat_FullMethodName            = "/dc.raft.v1.Raft/Beat"
 	Raft_Vote_FullMethodName            = "/dc.raft.v1.Raft/Vote"
 	Raft_InstallSnapshot_FullMethodName = "/dc.raft.v1.Raft/InstallSnapshot"
 	Raft_TimeoutNow_FullMethodName      = "/dc.raft.v1.Raft/TimeoutNow"
@@ -35,6 +36,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type RaftClient interface {
 	Append(ctx context.Context, in *AppendRequest, opts ...grpc.CallOption) (*AppendReply, error)
+	// Beat carries the heartbeats of several groups, each an Append without entries.
+	Beat(ctx context.Context, in *BeatRequest, opts ...grpc.CallOption) (*BeatReply, error)
 	Vote(ctx context.Context, in *VoteRequest, opts ...grpc.CallOption) (*VoteReply, error)
 	InstallSnapshot(ctx context.Context, in *InstallSnapshotRequest, opts ...grpc.CallOption) (*InstallSnapshotReply, error)
 	TimeoutNow(ctx context.Context, in *TimeoutNowRequest, opts ...grpc.CallOption) (*TimeoutNowReply, error)
@@ -58,6 +61,16 @@ func (c *raftClient) Append(ctx context.Context, in *AppendRequest, opts ...grpc
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AppendReply)
 	err := c.cc.Invoke(ctx, Raft_Append_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *raftClient) Beat(ctx context.Context, in *BeatRequest, opts ...grpc.CallOption) (*BeatReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BeatReply)
+	err := c.cc.Invoke(ctx, Raft_Beat_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +151,8 @@ type Raft_PullClient = grpc.ServerStreamingClient[PullChunk]
 // for forward compatibility.
 type RaftServer interface {
 	Append(context.Context, *AppendRequest) (*AppendReply, error)
+	// Beat carries the heartbeats of several groups, each an Append without entries.
+	Beat(context.Context, *BeatRequest) (*BeatReply, error)
 	Vote(context.Context, *VoteRequest) (*VoteReply, error)
 	InstallSnapshot(context.Context, *InstallSnapshotRequest) (*InstallSnapshotReply, error)
 	TimeoutNow(context.Context, *TimeoutNowRequest) (*TimeoutNowReply, error)
@@ -159,6 +174,9 @@ type UnimplementedRaftServer struct{}
 
 func (UnimplementedRaftServer) Append(context.Context, *AppendRequest) (*AppendReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Append not implemented")
+}
+func (UnimplementedRaftServer) Beat(context.Context, *BeatRequest) (*BeatReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Beat not implemented")
 }
 func (UnimplementedRaftServer) Vote(context.Context, *VoteRequest) (*VoteReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Vote not implemented")
@@ -213,6 +231,24 @@ func _Raft_Append_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RaftServer).Append(ctx, req.(*AppendRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Raft_Beat_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BeatRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RaftServer).Beat(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Raft_Beat_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RaftServer).Beat(ctx, req.(*BeatRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -328,6 +364,10 @@ var Raft_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Append",
 			Handler:    _Raft_Append_Handler,
+		},
+		{
+			MethodName: "Beat",
+			Handler:    _Raft_Beat_Handler,
 		},
 		{
 			MethodName: "Vote",

@@ -16,6 +16,7 @@ const (
 	heartbeatTimeout = 2 * time.Second
 	appendTimeout    = 10 * time.Second
 	voteTimeout      = 2 * time.Second
+	beatPatience     = 50 * time.Millisecond // for groups that are slow to answer a common heartbeat
 	confirmTimeout   = 2 * time.Second
 	progressTimeout  = 2 * time.Second
 	installTimeout   = 30 * time.Minute
@@ -37,6 +38,8 @@ type Config struct {
 	Dial Dialer
 	// Peer tells which node a request came from by its certificate; nil trusts what the request says (tests).
 	Peer func(ctx context.Context) (dc.NodeID, bool)
+	// Gather is how long a heartbeat waits for those of other groups to the same node. It must be short beside Raft's timeouts.
+	Gather time.Duration
 }
 
 // A Replica is what the transport asks of a group on this node besides Raft's own messages.
@@ -50,16 +53,21 @@ type Replica interface {
 
 // Transport is a node's end of all connections.
 type Transport struct {
-	cfg Config
+	cfg     Config
+	sending sync.WaitGroup // common heartbeats under way
 
 	mu    sync.RWMutex
 	lanes map[dc.GroupID]*Lane
+	peers map[dc.NodeID]*beats
 }
 
 // New makes a transport without groups.
 func New(cfg Config) *Transport {
-	return &Transport{cfg: cfg, lanes: map[dc.GroupID]*Lane{}}
+	return &Transport{cfg: cfg, lanes: map[dc.GroupID]*Lane{}, peers: map[dc.NodeID]*beats{}}
 }
+
+// Close waits until nothing is sent any more. It comes after the lanes' Close.
+func (t *Transport) Close() { t.sending.Wait() }
 
 // Register adds the service to the node's server.
 func (t *Transport) Register(s grpc.ServiceRegistrar) { RegisterRaftServer(s, service{t: t}) }
