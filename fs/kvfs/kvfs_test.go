@@ -162,6 +162,8 @@ func TestRowsAreFiles(t *testing.T) {
 		{"mkdir users/.dc/x 2>&1 | grep -c 'not permitted'", "1"},
 		{"ls -A users; ls users/.dc", "ada\nctl\nload\nranges\nscan\nstat\nstat.json\ntxn"},
 		{"v=$(getfattr --only-values -n user.dc.version users/ada); echo z > users/ada; [ $(getfattr --only-values -n user.dc.version users/ada) -gt $v ] && echo grows", "grows"},
+		{"mkdir -p users/x/y; echo 1 > users/x/y/z; mv users/x users/w; ls users; cat users/w/y/z", "ada\nw\n1"},
+		{"touch -d 2001-02-03T04:05:06Z users/ada; mv users/ada users/a; TZ=UTC stat -c %.19y users/a", "2001-02-03 04:05:06"},
 		{"echo drop > users/.dc/ctl; ls", ""},
 	} {
 		expect(t, dir, test.script, test.want)

@@ -23,6 +23,10 @@ const (
 	MaxBatchBytes    = 256 * KiB // commands gathered into one raft entry (a larger single command stands alone)
 	MaxBatchCommands = 1024
 
+	MaxKVTxnItems = 512  // conditions, and actions, of one transaction
+	MaxKVLoadRows = 4096 // rows put by one command
+	MaxKVMove     = 1024 // rows that the rename of a directory moves
+
 	MaxLockFiles      = 1_000_000 // files and directories of /dc/lock
 	MaxLockHolders    = 4096      // shared holders of one lock
 	MaxLockWaiters    = 1024      // waiters for one lock

@@ -3,8 +3,6 @@ package kv
 import (
 	"bytes"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -16,12 +14,7 @@ import (
 // Version is the version of the commands that this machine understands.
 const Version = 1
 
-// Limits of one command.
-const (
-	MaxTxnItems = 512 // conditions, and actions, of one transaction
-	MaxLoadRows = 4096
-	sweepRows   = 512
-)
+const sweepRows = 512 // removed by one command
 
 // Dropped is emitted when a table is dropped and when a sweep leaves rows.
 type Dropped struct{ Table uint64 }
@@ -193,36 +186,6 @@ func (s *stage) mkdir(c *command.KVMkdir) (*command.KVResult, error) {
 	return &command.KVResult{Row: without(r)}, nil
 }
 
-func (s *stage) rename(c *command.KVRename) (*command.KVResult, error) {
-	const op = "kv.rename"
-	from := s.row(c.From)
-	if from == nil || from.Dir {
-		if s.isDir(c.From) {
-			return nil, dc.Errorf(dc.Unsupported, op, shorten(c.From), "a directory of a table cannot be renamed; copy its rows")
-		}
-		return nil, dc.Errorf(dc.NotFound, op, shorten(c.From), "")
-	}
-	to, err := s.place(op, c.To)
-	if err != nil {
-		return nil, err
-	}
-	if to != nil && c.NoReplace {
-		return nil, dc.Errorf(dc.Exists, op, shorten(c.To), "")
-	}
-	if bytes.Equal(c.From, c.To) {
-		return &command.KVResult{Row: without(from)}, nil
-	}
-	if bytes.HasPrefix(c.To, append(bytes.Clone(c.From), '/')) {
-		return nil, dc.Errorf(dc.NotDir, op, shorten(c.To), "%s is a row, so nothing can be below it", shorten(c.From))
-	}
-	r := proto.CloneOf(from)
-	r.Revision, r.Created, r.MtimeMs = s.nextRevision(), s.nextRevision(), s.tx.Clock()
-	s.set(c.From, nil)
-	s.set(c.To, r)
-	s.keepParent(c.From)
-	return &command.KVResult{Row: without(r)}, nil
-}
-
 func (s *stage) setAttr(c *command.KVSetAttr) (*command.KVResult, error) {
 	const op = "kv.setattr"
 	old := s.row(c.Key)
@@ -251,8 +214,8 @@ func (s *stage) setAttr(c *command.KVSetAttr) (*command.KVResult, error) {
 }
 
 func (s *stage) load(c *command.KVLoad) (*command.KVResult, error) {
-	if len(c.Rows) > MaxLoadRows {
-		return nil, dc.Errorf(dc.TooLarge, "kv.load", "", "%d rows in one command exceed the limit of %d", len(c.Rows), MaxLoadRows)
+	if len(c.Rows) > dc.MaxKVLoadRows {
+		return nil, dc.Errorf(dc.TooLarge, "kv.load", "", "%d rows in one command exceed the limit of %d (MaxKVLoadRows)", len(c.Rows), dc.MaxKVLoadRows)
 	}
 	for _, p := range c.Rows {
 		old, err := s.place("kv.load", p.Key)
@@ -265,97 +228,6 @@ func (s *stage) load(c *command.KVLoad) (*command.KVResult, error) {
 		s.write(p.Key, p.Value, old, c.Owner)
 	}
 	return &command.KVResult{}, nil
-}
-
-func (s *stage) txn(c *command.KVTxn) (*command.KVResult, error) {
-	if n := max(len(c.Conditions), len(c.Then), len(c.Otherwise)); n > MaxTxnItems {
-		return nil, dc.Errorf(dc.TooLarge, "kv.txn", "", "%d items exceed the limit of %d of a transaction (MaxTxnItems)", n, MaxTxnItems)
-	}
-	res := &command.KVResult{Succeeded: true}
-	for _, cond := range c.Conditions {
-		if !s.holds(cond) {
-			res.Succeeded = false
-			break
-		}
-	}
-	actions := c.Then
-	if !res.Succeeded {
-		actions = c.Otherwise
-	}
-	for _, a := range actions {
-		if err := s.act(a, c.Owner, res); err != nil {
-			return nil, err
-		}
-	}
-	return res, nil
-}
-
-func (s *stage) holds(c *command.KVCondition) bool {
-	r := s.row(c.Key)
-	there := r != nil && !r.Dir
-	switch {
-	case c.Absent && there, c.Present && !there:
-		return false
-	case c.Version != nil && (!there && *c.Version != 0 || there && r.Revision != *c.Version):
-		return false
-	case c.Value != nil && (!there || !bytes.Equal(r.Value, c.Value)):
-		return false
-	}
-	return true
-}
-
-func (s *stage) act(a *command.KVAction, owner *command.KVOwner, res *command.KVResult) error {
-	const op = "kv.txn"
-	old, err := s.place(op, a.Key)
-	if err != nil {
-		return err
-	}
-	var value []byte
-	switch act := a.Act.(type) {
-	case *command.KVAction_Delete:
-		if old != nil {
-			s.nextRevision()
-			s.set(a.Key, nil)
-			s.keepParent(a.Key)
-		}
-		return nil
-	case *command.KVAction_Put:
-		value = act.Put
-	case *command.KVAction_Append:
-		value = append(bytes.Clone(old.GetValue()), act.Append...)
-	case *command.KVAction_Add:
-		if value, err = add(a.Key, old.GetValue(), act.Add); err != nil {
-			return err
-		}
-		res.Values = append(res.Values, &command.KVPair{Key: a.Key, Value: value})
-	default:
-		return dc.Errorf(dc.Invalid, op, shorten(a.Key), "an action puts, appends, adds or deletes")
-	}
-	if err := CheckValue(op, a.Key, uint64(len(value))); err != nil {
-		return err
-	}
-	s.write(a.Key, value, old, owner)
-	return nil
-}
-
-// add gives the decimal sum; white space around the old number is dropped, a final newline kept.
-func add(key, old []byte, by int64) ([]byte, error) {
-	text := strings.TrimSpace(string(old))
-	n := int64(0)
-	if text != "" {
-		var err error
-		if n, err = strconv.ParseInt(text, 10, 64); err != nil {
-			return nil, dc.Errorf(dc.Invalid, "kv.txn", shorten(key), "cannot add to %.40q: not a whole number", text)
-		}
-	}
-	if sum := n + by; (sum > n) == (by > 0) {
-		out := strconv.AppendInt(nil, sum, 10)
-		if bytes.HasSuffix(old, []byte{'\n'}) {
-			out = append(out, '\n')
-		}
-		return out, nil
-	}
-	return nil, dc.Errorf(dc.Range, "kv.txn", shorten(key), "%d + %d does not fit into 64 bits", n, by)
 }
 
 // drop sets a table's tombstone. Doing it again is fine.

@@ -149,7 +149,12 @@ func TestRefusals(t *testing.T) {
 		{"mkdir over implied", &command.KVMkdir{Table: table, Key: []byte("dir")}, dc.Exists},
 		{"mkdir below a row", &command.KVMkdir{Table: table, Key: []byte("row/d")}, dc.NotDir},
 		{"rename nothing", &command.KVRename{Table: table, From: []byte("none"), To: []byte("x")}, dc.NotFound},
-		{"rename a directory", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("x")}, dc.Unsupported},
+		{"rename a directory over a row", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("row")}, dc.NotDir},
+		{"rename a directory into itself", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("dir/x")}, dc.Invalid},
+		{"rename a directory below a row", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("row/x")}, dc.NotDir},
+		{"rename a directory over a full one", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("full")}, dc.NotEmpty},
+		{"rename a directory, no-replace", &command.KVRename{Table: table, From: []byte("dir"), To: []byte("full"), NoReplace: true}, dc.Exists},
+		{"rename a large directory", &command.KVRename{Table: table, From: []byte("large"), To: []byte("x")}, dc.TooLarge},
 		{"rename over a directory", &command.KVRename{Table: table, From: []byte("row"), To: []byte("dir")}, dc.IsDir},
 		{"rename below itself", &command.KVRename{Table: table, From: []byte("row"), To: []byte("row/x")}, dc.NotDir},
 		{"rename no-replace", &command.KVRename{Table: table, From: []byte("row"), To: []byte("other"), NoReplace: true}, dc.Exists},
@@ -160,7 +165,12 @@ func TestRefusals(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			run := storagetest.New(New())
-			must(t, run, put("row", "v"), put("other", "v"), put("dir/col", "v"))
+			must(t, run, put("row", "v"), put("other", "v"), put("dir/col", "v"), put("full/col", "v"))
+			many := &command.KVLoad{Table: table}
+			for i := range dc.MaxKVMove + 1 {
+				many.Rows = append(many.Rows, &command.KVPair{Key: fmt.Appendf(nil, "large/%d", i)})
+			}
+			must(t, run, many)
 			before := run.Dump()
 			if _, err := do(run, tt.op); !errors.Is(err, tt.want) {
 				t.Errorf("got %v, want %v", err, tt.want)
@@ -203,6 +213,27 @@ func TestDirectoriesEndByRmdirOnly(t *testing.T) {
 	if got := names(t, run, "", 10); len(got) != 0 {
 		t.Errorf("left: %v", got)
 	}
+}
+
+func TestADirectoryMovesWithAllBelowIt(t *testing.T) {
+	run := storagetest.New(New())
+	must(t, run,
+		put("p/d/x", "1"), put("p/d/e/y", "2"), put("p-d", "3"), &command.KVMkdir{Table: table, Key: []byte("p/d/empty")}, &command.KVMkdir{Table: table, Key: []byte("q")},
+		&command.KVRename{Table: table, From: []byte("p/d"), To: []byte("q")})
+	for dir, want := range map[string][]string{"": {"p/", "p-d", "q/"}, "p": nil, "q": {"e/", "empty/", "x"}, "q/e": {"y"}} {
+		if diff := cmp.Diff(names(t, run, dir, 10), want); diff != "" {
+			t.Errorf("%q: %s", dir, diff)
+		}
+	}
+	if got, _ := value(t, run, "q/e/y"); got != "2" {
+		t.Errorf("q/e/y is %q", got)
+	}
+	_ = run.View(func(r storage.Reader) error {
+		if st, _ := Totals(r, table); st.Rows != 3 {
+			t.Errorf("%d rows, want 3", st.Rows)
+		}
+		return nil
+	})
 }
 
 func TestTxn(t *testing.T) {
@@ -299,6 +330,20 @@ func TestRandomHistories(t *testing.T) {
 				if ok {
 					delete(model, from)
 					model[to] = v
+				}
+			},
+			"rename dir": func(rt *rapid.T) {
+				dirs := rapid.SampledFrom([]string{"d", "d/e", "m", "m/n"})
+				from, to := dirs.Draw(rt, "from"), dirs.Draw(rt, "to")
+				_, err := do(run, &command.KVRename{Table: table, From: []byte(from), To: []byte(to)})
+				if err != nil || from == to {
+					return // the table of refusals says when
+				}
+				for k, v := range maps.Clone(model) {
+					if rest, ok := strings.CutPrefix(k, from+"/"); ok {
+						delete(model, k)
+						model[to+"/"+rest] = v
+					}
 				}
 			},
 			"": func(rt *rapid.T) { compare(rt, run, model) },
