@@ -23,7 +23,7 @@ func TestSessions(t *testing.T) {
 		{"background output does not hold it up", "$ sleep 100 &\n$ echo on\non\n", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := play(t.TempDir(), os.Environ(), c.text)
+			err := play(t.TempDir(), os.Environ(), c.text, func() {})
 			switch {
 			case c.says == "" && err != nil:
 				t.Error(err)

@@ -78,8 +78,8 @@ func script(steps []step, mark string) string {
 	return b.String()
 }
 
-// play runs a session and reports where it differs from what is written.
-func play(dir string, env []string, text string) error {
+// play runs a session and reports where it differs from what is written. When it takes too long it is killed, after release was called.
+func play(dir string, env []string, text string, release func()) error {
 	steps, err := parseSession(text)
 	if err != nil {
 		return err
@@ -101,7 +101,10 @@ func play(dir string, env []string, text string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	timer := time.AfterFunc(sessionTimeout, func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
+	timer := time.AfterFunc(sessionTimeout, func() {
+		release()
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+	})
 	_ = cmd.Wait()
 	hung := !timer.Stop()
 	_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // what it left in the background
