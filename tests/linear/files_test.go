@@ -117,7 +117,7 @@ func TestHistoriesThroughMounts(t *testing.T) {
 		t.Cleanup(func() { _ = os.RemoveAll(dir(0, tree)) })
 	}
 	load := Load{
-		Clients: 6, Duration: 12 * time.Second, Pause: 10 * time.Millisecond, EmptyCreate: true,
+		Clients: 6, Duration: 10 * time.Second, Pause: 10 * time.Millisecond, EmptyCreate: true,
 		Table: func(n int) Table {
 			if d.up[n%len(d.up)].Load() {
 				return fileTable{dir(n, "kv")}
@@ -136,5 +136,5 @@ func TestHistoriesThroughMounts(t *testing.T) {
 	}
 	rows, locked := load.Run(t.Context(), d.trouble)
 	rows.Check(t, Rows, 200)
-	locked.Check(t, Locks, 50)
+	locked.Check(t, Locks, 20)
 }
