@@ -11,11 +11,16 @@ import (
 func (h *Host) watch() {
 	tick := time.NewTicker(h.cfg.Timing.StallSilent / 4)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-tick.C:
 		case <-h.closing:
 			return
+		}
+		// A tick that comes late says that this process was stopped, and its writes with it: they get until the next one.
+		late := time.Since(last) > h.cfg.Timing.StallSilent
+		if last = time.Now(); late {
+			continue
 		}
 		for _, g := range h.Groups() {
 			g.lookForStall()
