@@ -97,6 +97,8 @@ func TestWritersOfAParallelFileDoNotWaitForEachOther(t *testing.T) {
 	room.extra["log"] = f
 	dir, _ := mount(t, room)
 	expect(t, dir, `echo 1 >> t/log & echo 2 >> t/log & wait; stat -c %i t/log > /tmp/$$.a; stat -c %i t/log | cmp - /tmp/$$.a && echo same; rm /tmp/$$.a`, "same")
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.most != 2 {
 		t.Errorf("at most %d writers were in at a time, want 2", f.most)
 	}

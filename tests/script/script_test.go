@@ -198,6 +198,9 @@ func (c *cluster) state() string {
 
 // down stops the daemons and makes sure that nothing is left of them.
 func (c *cluster) down() error {
+	if !exists(filepath.Join(c.bin, "dcd")) { // it was not built
+		return os.RemoveAll(filepath.Dir(c.dir))
+	}
 	out, err := c.dcctl("local", "down")
 	if err != nil {
 		err = fmt.Errorf("dcctl local down: %w\n%s", err, out)
