@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"missingos/consensus/transport"
 	"missingos/srv/dc"
 )
 
@@ -97,6 +98,7 @@ type cluster struct {
 	time  Timing
 	mu    sync.Mutex
 	nodes map[dc.NodeID]*member
+	wrap  func(from, to dc.NodeID, cc grpc.ClientConnInterface) grpc.ClientConnInterface // stands between nodes, if set
 }
 
 type member struct {
@@ -124,12 +126,32 @@ func newCluster(t *testing.T, n int, timing Timing) *cluster {
 	for _, id := range all {
 		c.start(id, &journal{}, all)
 	}
-	t.Cleanup(func() {
-		for id := range c.nodes {
-			c.stop(id)
-		}
-	})
+	t.Cleanup(c.stopAll)
 	return c
+}
+
+func (c *cluster) stopAll() {
+	for id := range c.nodes {
+		c.stop(id)
+	}
+}
+
+// stand makes a node stand for election at once.
+func (c *cluster) stand(id dc.NodeID) {
+	c.t.Helper()
+	for n, m := range c.nodes {
+		if n == id {
+			continue
+		}
+		cc, err := c.dial(m, id)
+		if err == nil {
+			_, err = transport.NewRaftClient(cc).TimeoutNow(c.t.Context(), &transport.TimeoutNowRequest{From: uint64(n), Group: uint64(testGroup)})
+		}
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		return
+	}
 }
 
 func (c *cluster) start(id dc.NodeID, machine *journal, bootstrap []dc.NodeID) *member {
@@ -140,7 +162,14 @@ func (c *cluster) start(id dc.NodeID, machine *journal, bootstrap []dc.NodeID) *
 	}
 	m := &member{machine: machine, server: grpc.NewServer(), served: make(chan struct{}), conns: map[dc.NodeID]*grpc.ClientConn{}, addr: lis.Addr().String()}
 	m.host = NewHost(HostConfig{Node: id, Timing: c.time, Fatal: func(err error) { c.t.Errorf("node %s: fatal: %v", id, err) }, Dial: func(n dc.NodeID) (grpc.ClientConnInterface, error) {
-		return c.dial(m, n)
+		cc, err := c.dial(m, n)
+		c.mu.Lock()
+		wrap := c.wrap
+		c.mu.Unlock()
+		if err != nil || wrap == nil {
+			return cc, err
+		}
+		return wrap(id, n, cc), nil
 	}})
 	m.host.Register(m.server)
 	c.mu.Lock()
@@ -154,7 +183,7 @@ func (c *cluster) start(id dc.NodeID, machine *journal, bootstrap []dc.NodeID) *
 	return m
 }
 
-func (c *cluster) dial(from *member, n dc.NodeID) (grpc.ClientConnInterface, error) {
+func (c *cluster) dial(from *member, n dc.NodeID) (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	to, ok := c.nodes[n]
