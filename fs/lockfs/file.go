@@ -22,13 +22,13 @@ type file struct {
 	store     Store
 	path      string
 	ephemeral bool
-	found     once
+	sight     sight
 }
 
 func (f *file) Key() string { return key(f.path, false) }
 
 func (f *file) Attr(ctx context.Context) (synth.Attr, error) {
-	return attr(ctx, f.store, f.path, &f.found)
+	return f.sight.attr(ctx, f.store, f.path, false)
 }
 
 func (f *file) Open(ctx context.Context, flags uint32) (synth.Handle, error) {

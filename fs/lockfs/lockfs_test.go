@@ -317,3 +317,23 @@ func TestUnmountEndsTheSession(t *testing.T) {
 	}
 	m[1].expect(t, fmt.Sprintf(`flock -w %d l echo got it`, int(2*dc.LockDelay/time.Second)+1), "got it")
 }
+
+// TestAFileRemovedWhileItIsMadeIsNotMadeAgain: the kernel asks for attributes at the end of open(2) and starts anew if it is told ESTALE, which
+// would make the file twice.
+func TestAFileRemovedWhileItIsMadeIsNotMadeAgain(t *testing.T) {
+	m := members(t, 1)[0]
+	f, err := os.OpenFile(filepath.Join(m.dir, "lock", "x"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := m.lock.Remove(t.Context(), "x", false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Stat(); err != nil {
+		t.Errorf("fstat of a removed file: %v, want what it was", err)
+	}
+	if _, err := f.WriteString("lost"); err == nil {
+		t.Error("a write into a removed file says that it is committed")
+	}
+}

@@ -3,6 +3,7 @@ package lockfs
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -63,18 +64,12 @@ const controlName = ".dc"
 type dir struct {
 	store Store
 	path  string // "" is the root
-	found once
+	sight sight
 }
 
-// once is what a look-up found, for the Attr that follows it at once; later ones ask the store.
-type once struct{ file *client.LockFile }
-
-func (o *once) take() (f client.LockFile, ok bool) {
-	if o.file == nil {
-		return f, false
-	}
-	f, o.file = *o.file, nil
-	return f, true
+// A sight is what is known of a file: what a look-up has just found, for the Attr that follows it at once, and what was seen last.
+type sight struct {
+	found, last atomic.Pointer[client.LockFile]
 }
 
 func join(dir, name string) string {
@@ -98,21 +93,26 @@ func key(path string, isDir bool) string {
 func (d *dir) Key() string { return key(d.path, true) }
 
 func (d *dir) Attr(ctx context.Context) (synth.Attr, error) {
-	return attr(ctx, d.store, d.path, &d.found)
+	return d.sight.attr(ctx, d.store, d.path, true)
 }
 
-func attr(ctx context.Context, s Store, path string, found *once) (synth.Attr, error) {
-	f, ok := found.take()
-	if !ok {
-		var err error
-		f, err = s.Stat(ctx, path)
-		if err != nil && dc.KindOf(err) == dc.NotFound {
-			return synth.Attr{}, dc.Errorf(dc.Stale, "lock.stat", path, "the file was removed since it was found")
-		}
-		if err != nil {
+// attr asks the store, unless a look-up has just done so. A file that was removed since looks as it did last, as a removed file that is open
+// does elsewhere: the kernel asks for attributes at the end of open(2), and when that fails because another has removed the file that this very open
+// made, it opens, and makes, once more.
+func (g *sight) attr(ctx context.Context, s Store, path string, isDir bool) (synth.Attr, error) {
+	f := g.found.Swap(nil)
+	if f == nil {
+		now, err := s.Stat(ctx, path)
+		f = &now
+		if err != nil && dc.KindOf(err) == dc.NotFound || err == nil && now.Dir != isDir {
+			if f = g.last.Load(); f == nil {
+				return synth.Attr{}, dc.Errorf(dc.Stale, "lock.stat", path, "the file was removed since it was found")
+			}
+		} else if err != nil {
 			return synth.Attr{}, err
 		}
 	}
+	g.last.Store(f)
 	a := synth.Attr{IsDir: f.Dir, Mode: f.Mode, Size: f.Size, UID: f.UID, GID: f.GID, ModTime: f.ModTime}
 	if f.ModTime.UnixMilli() == 0 {
 		a.ModTime = time.Time{}
@@ -123,9 +123,13 @@ func attr(ctx context.Context, s Store, path string, found *once) (synth.Attr, e
 // node gives what f is. It remembers f for the Attr that follows.
 func (d *dir) node(path string, f client.LockFile) synth.Node {
 	if f.Dir {
-		return &dir{store: d.store, path: path, found: once{&f}}
+		found := &dir{store: d.store, path: path}
+		found.sight.found.Store(&f)
+		return found
 	}
-	return &file{store: d.store, path: path, ephemeral: f.Ephemeral, found: once{&f}}
+	found := &file{store: d.store, path: path, ephemeral: f.Ephemeral}
+	found.sight.found.Store(&f)
+	return found
 }
 
 func (d *dir) Lookup(ctx context.Context, name string) (synth.Node, error) {
