@@ -48,7 +48,7 @@ func (s service) Append(ctx context.Context, r *AppendRequest) (*AppendReply, er
 		return nil, err
 	}
 	cmd := &raft.AppendEntriesRequest{
-		RPCHeader: header(r.From), Term: r.Term, Leader: []byte(dc.NodeID(r.From).String()),
+		RPCHeader: header(r.From), Term: r.Term,
 		PrevLogEntry: r.PrevIndex, PrevLogTerm: r.PrevTerm, LeaderCommitIndex: r.Commit, Entries: decodeEntries(r.Entries),
 	}
 	resp, err := l.deliver(ctx, cmd, nil, isHeartbeat(r))
@@ -77,7 +77,7 @@ func (s service) Vote(ctx context.Context, r *VoteRequest) (*VoteReply, error) {
 		cmd = &raft.RequestPreVoteRequest{RPCHeader: header(r.From), Term: r.Term, LastLogIndex: r.LastIndex, LastLogTerm: r.LastTerm}
 	} else {
 		cmd = &raft.RequestVoteRequest{
-			RPCHeader: header(r.From), Term: r.Term, Candidate: []byte(dc.NodeID(r.From).String()),
+			RPCHeader: header(r.From), Term: r.Term,
 			LastLogIndex: r.LastIndex, LastLogTerm: r.LastTerm, LeadershipTransfer: r.Transfer,
 		}
 	}
@@ -101,7 +101,7 @@ func (s service) InstallSnapshot(ctx context.Context, r *InstallSnapshotRequest)
 		return nil, err
 	}
 	cmd := &raft.InstallSnapshotRequest{
-		RPCHeader: header(r.From), SnapshotVersion: raft.SnapshotVersion(r.Version), Term: r.Term, Leader: []byte(dc.NodeID(r.From).String()),
+		RPCHeader: header(r.From), SnapshotVersion: raft.SnapshotVersion(r.Version), Term: r.Term,
 		LastLogIndex: r.LastIndex, LastLogTerm: r.LastTerm, Configuration: r.Configuration,
 		ConfigurationIndex: r.ConfigurationIndex, Size: int64(len(r.Manifest)),
 	}
