@@ -123,6 +123,11 @@ func (c *Config) fill() error {
 	if c.Mount == "" {
 		c.Mount = DefaultMount
 	}
+	for _, path := range []*string{&c.Dir, &c.Mount} {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return dc.Wrap(err, "configure", *path)
+		}
+	}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = 20 * time.Second
 	}
