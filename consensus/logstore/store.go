@@ -59,19 +59,19 @@ func Open(cfg Config) (Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	meta := &metadb.BoltMetaDB{} // raft-wal does not close the one it makes itself
-	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(meta), wal.WithSegmentFiler(newFiler(dir)), wal.WithLogger(hclog.NewNullLogger()))
-	if err != nil {
-		return nil, fmt.Errorf("raft log %s: %w", dir, err)
-	}
-	vote, err := OpenVote(filepath.Join(cfg.Dir, "vote"))
+	vote, err := OpenVote(filepath.Join(cfg.Dir, "vote")) // first: it leaves nothing open if it is refused
 	if err != nil {
 		return nil, fmt.Errorf("raft vote: %w", err)
 	}
 	vote.fatal = cfg.Fatal
+	meta := &metadb.BoltMetaDB{} // raft-wal does not close the one it makes itself
+	w, err := wal.Open(dir, wal.WithSegmentSize(segmentBytes), wal.WithMetaStore(meta), wal.WithSegmentFiler(newFiler(dir)), wal.WithLogger(hclog.NewNullLogger()))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("raft log %s: %w", dir, err), meta.Close())
+	}
 	cache, err := raft.NewLogCache(cachedEntries, w)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, w.Close(), meta.Close())
 	}
 	return &walStore{Vote: vote, wal: w, meta: meta, logs: cache, fatal: cfg.Fatal}, nil
 }
