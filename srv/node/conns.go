@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 
 	"missingos/srv/client"
 	"missingos/srv/dc"
@@ -22,12 +23,16 @@ const (
 	dialTimeout     = 3 * time.Second
 	keepaliveEvery  = 10 * time.Second
 	keepaliveWait   = 5 * time.Second
+
+	// addressKey is the metadata of a request that tells where its sender listens.
+	addressKey = "dc-address"
 )
 
 // conns holds one connection to every node that is talked to, and serves this node's own calls in process.
 type conns struct {
 	id    *pki.Identity
 	local *rpc.Local
+	self  string // where this node listens, told with every request
 	find  func(dc.NodeID) (address string, err error)
 	dial  func(network, address string) (net.Conn, error) // optional
 
@@ -91,6 +96,12 @@ func (c *conns) options(n dc.NodeID) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes)),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return next(metadata.AppendToOutgoingContext(ctx, addressKey, c.self), method, req, reply, cc, opts...)
+		}),
+		grpc.WithStreamInterceptor(func(ctx context.Context, d *grpc.StreamDesc, cc *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return next(metadata.AppendToOutgoingContext(ctx, addressKey, c.self), d, cc, method, opts...)
+		}),
 	}
 }
 

@@ -55,6 +55,7 @@ type directory struct {
 	mu        sync.Mutex
 	version   uint64
 	nodes     map[dc.NodeID]*dcpb.MetaMapNode
+	heard     map[dc.NodeID]string // addresses that nodes gave themselves, since their record last changed its
 	groups    map[dc.GroupID]*dcpb.MetaMapGroup
 	changed   chan struct{} // closed and replaced at every change
 	confirmed time.Time     // when meta's leader last said that version is current
@@ -67,15 +68,20 @@ var _ client.Directory = (*directory)(nil)
 func newDirectory(self dc.NodeID, dir string, m *dcpb.MetaMap, log *slog.Logger) *directory {
 	d := &directory{
 		self: self, dir: dir, log: log,
-		nodes: map[dc.NodeID]*dcpb.MetaMapNode{}, groups: map[dc.GroupID]*dcpb.MetaMapGroup{}, changed: make(chan struct{}),
+		nodes: map[dc.NodeID]*dcpb.MetaMapNode{}, heard: map[dc.NodeID]string{}, groups: map[dc.GroupID]*dcpb.MetaMapGroup{}, changed: make(chan struct{}),
 	}
-	d.mergeLocked(m)
+	d.mergeLocked(m, nil)
 	return d
 }
 
-func (d *directory) mergeLocked(m *dcpb.MetaMap) {
+// mergeLocked takes the records of m; before is what was known of nodes.
+func (d *directory) mergeLocked(m *dcpb.MetaMap, before map[dc.NodeID]*dcpb.MetaMapNode) {
 	for _, n := range m.Nodes {
-		d.nodes[dc.NodeID(n.Id)] = n
+		id := dc.NodeID(n.Id)
+		if before[id].GetAddress() != n.Address {
+			delete(d.heard, id)
+		}
+		d.nodes[id] = n
 	}
 	for _, g := range m.Groups {
 		d.groups[dc.GroupID(g.Id)] = g
@@ -142,6 +148,35 @@ func (d *directory) node(n dc.NodeID) (*dcpb.MetaMapNode, bool) {
 	return rec, ok
 }
 
+// hear notes where a node says it listens. It goes before the map until the map says something new: a node that comes back elsewhere must be
+// found to elect the leader of meta that will record it.
+func (d *directory) hear(n dc.NodeID, address string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.nodes[n].GetAddress() == address {
+		delete(d.heard, n)
+	} else if d.heard[n] != address {
+		d.heard[n] = address
+		d.log.Info("node heard at another address than the map's", "peer", n.String(), "address", address)
+	}
+}
+
+// address is where n listens, as far as is known.
+func (d *directory) address(n dc.NodeID) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	rec, ok := d.nodes[n]
+	switch {
+	case ok && rec.Removed:
+		return "", dc.Errorf(dc.Unavailable, "connect", n.String(), "it has been removed from the cluster")
+	case d.heard[n] != "":
+		return d.heard[n], nil
+	case !ok:
+		return "", dc.Errorf(dc.Unavailable, "connect", n.String(), "this node does not know it yet")
+	}
+	return rec.Address, nil
+}
+
 // removed tells whether n is known to have been removed.
 func (d *directory) removed(n dc.NodeID) bool {
 	rec, ok := d.node(n)
@@ -181,15 +216,16 @@ func (d *directory) fresh(within time.Duration) bool {
 // apply takes what a stream says; false if the stream is behind what is known already.
 func (d *directory) apply(reply *dcpb.MetaWatchReply) bool {
 	d.mu.Lock()
+	before := d.nodes
 	if reply.Reset_ {
 		if reply.Map.Version < d.version {
 			d.mu.Unlock()
 			return false
 		}
-		clear(d.nodes)
+		d.nodes = map[dc.NodeID]*dcpb.MetaMapNode{}
 		clear(d.groups)
 	}
-	d.mergeLocked(reply.Map)
+	d.mergeLocked(reply.Map, before)
 	close(d.changed)
 	d.changed = make(chan struct{})
 	d.mu.Unlock()

@@ -115,7 +115,7 @@ func (n *Node) open() (net.Listener, error) {
 	n.address = advertised(lis.Addr().String())
 	n.metrics = newMetrics()
 	n.local = rpc.NewLocal()
-	n.conns = &conns{id: n.id, local: n.local, find: n.find, dial: n.cfg.Dial, open: map[dc.NodeID]*conn{}}
+	n.conns = &conns{id: n.id, local: n.local, self: n.address, find: n.directory.address, dial: n.cfg.Dial, open: map[dc.NodeID]*conn{}}
 	n.closes("connections", func(context.Context) error { n.conns.Close(); return nil })
 	g := &gate{id: n.id, directory: n.directory}
 	n.server = newServer(n.id, g, &rpc.Admit{Peer: g.peer, Open: openMethods(), Observe: n.metrics.observe, Log: n.log})
@@ -282,18 +282,6 @@ func (n *Node) mayGrow(g dc.GroupID) error {
 		return n.space.grow(nil)
 	}
 	return n.space.grow(rec.Nodes)
-}
-
-// find gives a node's address.
-func (n *Node) find(to dc.NodeID) (string, error) {
-	rec, ok := n.directory.node(to)
-	switch {
-	case !ok:
-		return "", dc.Errorf(dc.Unavailable, "connect", to.String(), "this node does not know it yet")
-	case rec.Removed:
-		return "", dc.Errorf(dc.Unavailable, "connect", to.String(), "it has been removed from the cluster")
-	}
-	return rec.Address, nil
 }
 
 func (n *Node) serveAdmin() error {

@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
 	"missingos/consensus/transport"
@@ -42,10 +43,17 @@ func (g *gate) certified(ctx context.Context) (dc.NodeID, bool) {
 	return g.id.Peer(info.State)
 }
 
-// refuse answers a removed node by what has become of it, whatever it asks.
+// refuse answers a removed node by what has become of it, whatever it asks. Of others it notes where they say that they listen.
 func (g *gate) refuse(ctx context.Context) error {
-	if n, ok := g.certified(ctx); ok && g.directory.removed(n) {
+	n, ok := g.certified(ctx)
+	if !ok {
+		return nil
+	}
+	if g.directory.removed(n) {
 		return dc.Errorf(dc.Stale, "admit", n.String(), "the node has been removed from the cluster")
+	}
+	if told := metadata.ValueFromIncomingContext(ctx, addressKey); len(told) == 1 && len(told[0]) <= dc.MaxNameBytes {
+		g.directory.hear(n, told[0])
 	}
 	return nil
 }

@@ -196,18 +196,37 @@ func TestADeadNodesReplicasMoveAfterItsGrace(t *testing.T) {
 	c.has(t, 2, "a")
 }
 
+// rehouse gives node i, which is down, another address.
+func (c *Cluster) rehouse(i int) {
+	c.t.Helper()
+	lis, err := c.net.listen(i, "127.0.0.1:0")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.nodes[i-1].address = lis.Addr().String()
+	if err := lis.Close(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// The node that must lead knows the other's old address only, and where a node listens is recorded by a leader.
+func TestANodeComesBackElsewhereWhileNobodyLeads(t *testing.T) {
+	t.Parallel()
+	c := Start(t, 3)
+	c.Stop(2)
+	c.put(t, 3, "a") // node 2 does not have it, so it cannot lead
+	c.rehouse(2)
+	c.Kill(1)
+	c.Restart(2)
+	c.put(t, 3, "b")
+	c.has(t, 2, "b")
+}
+
 func TestANodeComesBackElsewhere(t *testing.T) {
 	t.Parallel()
 	c := Start(t, 3)
 	c.Stop(2)
-	lis, err := c.net.listen(2, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.nodes[1].address = lis.Addr().String()
-	if err := lis.Close(); err != nil {
-		t.Fatal(err)
-	}
+	c.rehouse(2)
 	c.Restart(2)
 	c.Wait("the new address to be known", func(st *dcpb.MetaStatusReply) string {
 		if got := st.Nodes[1].Address; got != c.nodes[1].address {
