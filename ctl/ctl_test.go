@@ -134,7 +134,7 @@ func TestEveryCommandHasHelpThatSaysHow(t *testing.T) {
 	}
 }
 
-func TestManPagesAreWritten(t *testing.T) {
+func TestManPagesAreUpToDate(t *testing.T) {
 	dir := t.TempDir()
 	if status, _, errs := run(t, dir, "", "help", "--man", dir); status != ExitDone {
 		t.Fatal(errs)
@@ -143,10 +143,12 @@ func TestManPagesAreWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range Commands() {
-		if !strings.Contains(string(b), "## dcctl "+c.Name()+"\n") {
-			t.Errorf("the manual lacks %s", c.Name())
-		}
+	kept, err := os.ReadFile("../docs/man/dcctl.1.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != string(kept) {
+		t.Error("docs/man/dcctl.1.md is not what the commands' help says now; run make gen")
 	}
 }
 
