@@ -217,6 +217,9 @@ func TestMembershipGrowsMovesAndShrinks(t *testing.T) {
 	if err := m.group.Promote(t.Context(), 2, 1); err == nil {
 		t.Error("a change on top of an old configuration was accepted")
 	}
+	if err := m.group.TransferTo(t.Context(), 9); err == nil {
+		t.Errorf("handed over to a node that is not there")
+	}
 	if err := m.group.TransferTo(t.Context(), 3); err != nil {
 		t.Fatal(err)
 	}

@@ -117,8 +117,21 @@ func (g *Group) Transfer(ctx context.Context) error {
 	return g.change(ctx, transferFuture{g.raft.LeadershipTransfer()})
 }
 
-// TransferTo hands leadership to node.
+// transferLag is how many entries a node may be behind and still be handed the leadership: a group takes no writes until its heir has caught up.
+const transferLag = 256
+
+// TransferTo hands leadership to node. A node that does not answer, has not heard of this leader or is far behind is refused at once,
+// since raft would stop writes for an election timeout to try it.
 func (g *Group) TransferTo(ctx context.Context, n dc.NodeID) error {
+	p, err := g.host.transport.Progress(ctx, n, g.cfg.ID)
+	if err != nil {
+		return dc.Wrap(err, "transfer", n.String())
+	}
+	last := g.raft.LastIndex()
+	if p.Term != g.raft.CurrentTerm() || p.LastIndex+transferLag < last {
+		return dc.Errorf(dc.Unavailable, "transfer", n.String(), "its replica of %s is at entry %d of term %d, this leader's at %d of term %d",
+			g.cfg.ID, p.LastIndex, p.Term, last, g.raft.CurrentTerm())
+	}
 	return g.change(ctx, transferFuture{g.raft.LeadershipTransferToServer(serverID(n), serverAddress(n))})
 }
 
