@@ -13,12 +13,12 @@ TOOL := $(GO) tool -modfile=tests/tools/go.mod
 RACE := ./srv/... ./consensus/... ./storage/... ./scheduler/... ./fs/...
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build up down demo test race test-long lint gen bench clean
+.PHONY: help deps build up down demo test race test-long lint gen bench bench-peers clean
 
 help: ## this text
 	@echo "Missing OS $(VERSION): N Linux machines, one computer."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Variables: NODES=$(NODES) DIR=$(DIR) MOUNT=$(MOUNT)"
 
@@ -62,6 +62,12 @@ gen: build ## regenerate protobuf code and man pages
 
 bench: build ## operations a second through client and mount, beside the floor, in one run
 	$(GO) run ./tests/bench $(BENCHFLAGS)
+
+# Both clients register a file "rpc.proto"; nothing here looks files up by name.
+bench-peers: build ## the same load on three dcd and on three etcd servers in one run, and the ratios
+	@tests/tools/deps peers
+	cd tests/bench/peers && $(GO) build -ldflags '-X google.golang.org/protobuf/reflect/protoregistry.conflictPolicy=ignore' -o $(CURDIR)/bin/bench-peers .
+	bin/bench-peers -bin bin $(BENCHFLAGS)
 
 clean: down ## stop the local cluster and remove its data and the binaries
 	rm -rf $(DIR) bin
