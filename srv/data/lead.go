@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"missingos/srv/dc"
@@ -20,13 +21,23 @@ const (
 	deleteBackoff = 5 * time.Second // how long a node that did not answer is left alone
 )
 
+// term is what the sweeps of a group know while this node leads it.
+type term struct {
+	kick    chan struct{} // there are new orphans
+	applied atomic.Uint64 // entries applied in this term
+	// swept is applied as it was before a sweep that left nothing to do. Until more is applied there is nothing to look for; an empty look is not
+	// cheap, as it passes over the remains of all that was purged lately.
+	swept uint64
+	quiet map[dc.NodeID]time.Time // nodes that did not answer, left alone until then
+}
+
 // lead purges orphans and has garbage deleted while this node leads the group.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
-	kick := make(chan struct{}, 1)
-	s.setKick(r.Group(), kick)
-	defer s.setKick(r.Group(), nil)
+	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}}
+	t.applied.Store(1) // what earlier leaders left
+	s.setTerm(r.Group(), t)
+	defer s.setTerm(r.Group(), nil)
 	purgeFrom := time.Now().Add(s.cfg.Grace)
-	quiet := map[dc.NodeID]time.Time{}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
 	for {
@@ -34,28 +45,44 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-kick:
+		case <-t.kick:
 			// Names go in bursts: a moment later there are more of them to purge in one command.
 			if !pause(ctx, sweepEvery/20) {
 				return
 			}
 		}
 		s.openFiles(r.Group()).expire()
-		if time.Now().After(purgeFrom) {
-			s.report(ctx, r, "purge", s.purge(ctx, r))
-		}
-		s.report(ctx, r, "garbage", s.collect(ctx, r, quiet))
+		s.sweep(ctx, r, t, time.Now().After(purgeFrom))
 	}
 }
 
-func (s *Service) setKick(g dc.GroupID, kick chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if kick == nil {
-		delete(s.kicks, g)
+// sweep purges, if it may, and collects garbage.
+func (s *Service) sweep(ctx context.Context, r replica.Replica, t *term, mayPurge bool) {
+	at := t.applied.Load()
+	if at == t.swept {
 		return
 	}
-	s.kicks[g] = kick
+	purged := false
+	if mayPurge {
+		var err error
+		purged, err = s.purge(ctx, r)
+		s.report(ctx, r, "purge", err)
+	}
+	collected, err := s.collect(ctx, r, t)
+	s.report(ctx, r, "garbage", err)
+	if purged && collected {
+		t.swept = at
+	}
+}
+
+func (s *Service) setTerm(g dc.GroupID, t *term) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t == nil {
+		delete(s.terms, g)
+		return
+	}
+	s.terms[g] = t
 }
 
 // report logs what a sweep could not do; the next one tries again.
@@ -76,9 +103,10 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// purge deletes the orphans that nobody has open, a page a command.
-func (s *Service) purge(ctx context.Context, r replica.Replica) error {
+// purge deletes the orphans that nobody has open, a page a command. It tells whether none is left.
+func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err error) {
 	open := s.openFiles(r.Group())
+	clean = true
 	for from := file.Ino(0); ctx.Err() == nil; {
 		var page []file.Ino
 		err := r.Local(func(rd storage.Reader) error {
@@ -86,47 +114,52 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) error {
 			return nil
 		})
 		if err != nil || len(page) == 0 {
-			return err
+			return clean && err == nil, err
 		}
 		from = page[len(page)-1]
 		var inos []uint64
 		for _, ino := range page {
-			if !open.isOpen(ino) {
-				inos = append(inos, uint64(ino))
+			if open.isOpen(ino) {
+				clean = false
+				continue
 			}
+			inos = append(inos, uint64(ino))
 		}
 		for more := len(inos) > 0; more; {
 			op := &command.DataCommand_Purge{Purge: &command.DataPurge{Inos: inos}}
 			res, err := propose(ctx, r, r.NewID(), &command.DataCommand{Version: data.Version, Op: op})
 			if err != nil {
-				return err
+				return false, err
 			}
 			more = res.More
 		}
 	}
-	return nil
+	return false, nil
 }
 
-// collect has nodes delete the blocks that nothing references any more. quiet remembers nodes that did not answer.
-func (s *Service) collect(ctx context.Context, r replica.Replica, quiet map[dc.NodeID]time.Time) error {
+// collect has nodes delete the blocks that nothing references any more. It tells whether none is left.
+func (s *Service) collect(ctx context.Context, r replica.Replica, t *term) (clean bool, err error) {
 	if s.cfg.Deleter == nil {
-		return nil
+		return true, nil
 	}
 	var nodes []dc.NodeID
 	if err := r.Local(func(rd storage.Reader) error { nodes = data.GarbageNodes(rd, 0); return nil }); err != nil {
-		return err
+		return false, err
 	}
+	clean = true
 	var errs []error
 	for _, n := range nodes {
-		if time.Now().Before(quiet[n]) {
+		if time.Now().Before(t.quiet[n]) {
+			clean = false
 			continue
 		}
 		if err := s.collectAt(ctx, r, n); err != nil {
-			quiet[n] = time.Now().Add(deleteBackoff)
+			clean = false
+			t.quiet[n] = time.Now().Add(deleteBackoff)
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(errs...)
+	return clean, errors.Join(errs...)
 }
 
 func (s *Service) collectAt(ctx context.Context, r replica.Replica, n dc.NodeID) error {

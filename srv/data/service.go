@@ -40,7 +40,7 @@ type Service struct {
 
 	mu    sync.Mutex
 	opens map[dc.GroupID]*opens
-	kicks map[dc.GroupID]chan struct{} // of the groups this node leads: there are new orphans
+	terms map[dc.GroupID]*term // of the groups this node leads
 }
 
 var _ dcpb.DataServer = (*Service)(nil)
@@ -53,7 +53,7 @@ func New(cfg Config) *Service {
 	if cfg.Grace == 0 {
 		cfg.Grace = file.OpenGrace
 	}
-	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, kicks: map[dc.GroupID]chan struct{}{}}
+	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, terms: map[dc.GroupID]*term{}}
 }
 
 // SetReplicas and SetDeleter complete a Config whose parts are made from the service itself. They must be called before it serves.
@@ -75,13 +75,17 @@ func (s *Service) Kind() replica.Kind {
 
 func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
 	s.mu.Lock()
-	kick := s.kicks[g]
+	t := s.terms[g]
 	s.mu.Unlock()
-	if kick == nil || len(events) == 0 {
+	if t == nil {
+		return
+	}
+	t.applied.Add(1)
+	if len(events) == 0 {
 		return
 	}
 	select {
-	case kick <- struct{}{}:
+	case t.kick <- struct{}{}:
 	default:
 	}
 }
