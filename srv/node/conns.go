@@ -43,7 +43,14 @@ type conns struct {
 
 type conn struct {
 	address string
-	*grpc.ClientConn
+	under   *grpc.ClientConn
+	*rpc.Mux
+}
+
+// Close closes both; calls under way fail.
+func (c *conn) Close() {
+	_ = c.under.Close() // first, so that nothing waits for an answer
+	c.Mux.Close()
 }
 
 var _ client.Nodes = (*conns)(nil)
@@ -56,7 +63,7 @@ func (c *conns) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
 	return c.remote(n)
 }
 
-func (c *conns) remote(n dc.NodeID) (*grpc.ClientConn, error) {
+func (c *conns) remote(n dc.NodeID) (grpc.ClientConnInterface, error) {
 	address, err := c.find(n)
 	if err != nil {
 		return nil, err
@@ -68,17 +75,18 @@ func (c *conns) remote(n dc.NodeID) (*grpc.ClientConn, error) {
 	}
 	old := c.open[n]
 	if old != nil && old.address == address {
-		return old.ClientConn, nil
+		return old.Mux, nil
 	}
 	cc, err := grpc.NewClient("passthrough:///"+address, c.options(n)...)
 	if err != nil {
 		return nil, dc.Errorf(dc.Unavailable, "connect", n.String(), "%s: %w", address, err)
 	}
 	if old != nil {
-		_ = old.Close() // the node is elsewhere now: calls to the old address fail, and are retried
+		old.Close() // the node is elsewhere now: calls to the old address fail, and are retried
 	}
-	c.open[n] = &conn{address, cc}
-	return cc, nil
+	now := &conn{address, cc, rpc.NewMux(cc)}
+	c.open[n] = now
+	return now.Mux, nil
 }
 
 func (c *conns) options(n dc.NodeID) []grpc.DialOption {
@@ -111,7 +119,7 @@ func (c *conns) prune(gone func(dc.NodeID) bool) {
 	defer c.mu.Unlock()
 	for n, cc := range c.open {
 		if gone(n) {
-			_ = cc.Close()
+			cc.Close()
 			delete(c.open, n)
 		}
 	}
@@ -123,7 +131,7 @@ func (c *conns) Close() {
 	defer c.mu.Unlock()
 	c.closed = true
 	for n, cc := range c.open {
-		_ = cc.Close()
+		cc.Close()
 		delete(c.open, n)
 	}
 }

@@ -118,7 +118,10 @@ func (n *Node) open() (net.Listener, error) {
 	n.conns = &conns{id: n.id, local: n.local, self: n.address, find: n.directory.address, dial: n.cfg.Dial, open: map[dc.NodeID]*conn{}}
 	n.closes("connections", func(context.Context) error { n.conns.Close(); return nil })
 	g := &gate{id: n.id, directory: n.directory}
-	n.server = newServer(n.id, g, &rpc.Admit{Peer: g.peer, Open: openMethods(), Observe: n.metrics.observe, Log: n.log})
+	admit := &rpc.Admit{Peer: g.peer, Open: openMethods(), Observe: n.metrics.observe, Log: n.log}
+	n.server = newServer(n.id, g, admit)
+	carried := rpc.NewLocal() // what shared streams carry: the same as the server, Raft included, which n.local does without
+	dcpb.RegisterMuxServer(n.server, rpc.NewMuxServer(carried, admitted(g, admit)))
 	n.client = client.New(client.Config{Node: n.id.Node, Nodes: n.conns, Directory: n.directory, Log: n.log})
 	n.meta = client.NewMeta(n.client)
 	host := consensus.NewHost(consensus.HostConfig{
@@ -135,8 +138,8 @@ func (n *Node) open() (net.Listener, error) {
 		return nil, err
 	}
 	n.replicas.kinds = n.rooms.kinds
-	both := registrars{n.server, n.local}
-	host.Register(n.server)
+	both := registrars{n.server, carried, n.local}
+	host.Register(registrars{n.server, carried})
 	dcpb.RegisterJoinServer(n.server, &joiner{meta: n.meta})
 	for _, kind := range n.rooms.kinds {
 		kind.Register(both)

@@ -74,7 +74,10 @@ func (g *gate) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, n
 
 // openMethods are those without a header: joining, and Raft's own, which check the sender themselves.
 func openMethods() map[string]bool {
-	open := map[string]bool{dcpb.Join_Join_FullMethodName: true}
+	open := map[string]bool{
+		dcpb.Join_Join_FullMethodName: true,
+		dcpb.Mux_Carry_FullMethodName: true, // what it carries is admitted call by call
+	}
 	d := transport.Raft_ServiceDesc
 	for _, m := range d.Methods {
 		open["/"+d.ServiceName+"/"+m.MethodName] = true
@@ -91,13 +94,20 @@ func newServer(id *pki.Identity, g *gate, admit *rpc.Admit) *grpc.Server {
 	tls := id.Server(func(dc.NodeID) error { return nil })
 	return grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(tls)),
-		grpc.ChainUnaryInterceptor(g.unary, admit.Unary),
+		grpc.UnaryInterceptor(admitted(g, admit)),
 		grpc.ChainStreamInterceptor(g.stream, admit.Stream),
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(dialTimeout),
 	)
+}
+
+// admitted is what every call passes, whether it comes alone or over a shared stream.
+func admitted(g *gate, admit *rpc.Admit) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+		return g.unary(ctx, req, info, func(ctx context.Context, req any) (any, error) { return admit.Unary(ctx, req, info, next) })
+	}
 }
 
 // registrars adds a service to several registrars at once.

@@ -55,12 +55,17 @@ func (l *Local) RegisterService(d *grpc.ServiceDesc, srv any) {
 	}
 }
 
+// method finds a unary method; its srv is nil if there is none.
+func (l *Local) method(name string) localUnary {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.unary[name]
+}
+
 // Invoke calls a unary method in the caller's goroutine; args and reply are the generated message types.
 func (l *Local) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
-	l.mu.RLock()
-	m, ok := l.unary[method]
-	l.mu.RUnlock()
-	if !ok {
+	m := l.method(method)
+	if m.srv == nil {
 		return dc.Errorf(dc.Unsupported, "call", strings.TrimPrefix(method, "/"), "this node does not serve it")
 	}
 	out, err := m.desc.Handler(m.srv, ctx, func(in any) error { return share(in, args) }, nil)

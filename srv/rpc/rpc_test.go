@@ -107,17 +107,24 @@ type metaRequest struct{ h *dcpb.Header }
 
 func (r *metaRequest) GetHeader() *dcpb.Header { return r.h }
 
-// A beat is a service to call: Check echoes or fails, Watch sends three answers and then fails or ends.
+// hung hears how calls that hang have ended.
+var hung = make(chan error, 1)
+
+// A beat is a service to call: Check echoes, hangs or fails, Watch sends three answers and then fails or ends.
 type beat struct {
 	health.UnimplementedHealthServer
 }
 
-func (beat) Check(_ context.Context, r *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
+func (beat) Check(ctx context.Context, r *health.HealthCheckRequest) (*health.HealthCheckResponse, error) {
 	switch r.Service {
 	case "fail":
 		return nil, dc.Errorf(dc.Busy, "check", r.Service, "")
 	case "panic":
 		panic("boom")
+	case "hang":
+		<-ctx.Done()
+		hung <- ctx.Err()
+		return nil, ctx.Err()
 	}
 	return &health.HealthCheckResponse{Status: health.HealthCheckResponse_SERVING}, nil
 }
@@ -143,9 +150,10 @@ func conns(t *testing.T) map[string]grpc.ClientConnInterface {
 	t.Helper()
 	local := NewLocal()
 	health.RegisterHealthServer(local, beat{})
-	admit := &Admit{Open: map[string]bool{"/grpc.health.v1.Health/Check": true, "/grpc.health.v1.Health/Watch": true}}
+	admit := &Admit{Open: map[string]bool{"/grpc.health.v1.Health/Check": true, "/grpc.health.v1.Health/Watch": true, dcpb.Mux_Carry_FullMethodName: true}}
 	srv := grpc.NewServer(grpc.UnaryInterceptor(admit.Unary), grpc.StreamInterceptor(admit.Stream))
 	health.RegisterHealthServer(srv, beat{})
+	dcpb.RegisterMuxServer(srv, NewMuxServer(local, admit.Unary))
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -156,8 +164,10 @@ func conns(t *testing.T) map[string]grpc.ClientConnInterface {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { remote.Close(); srv.Stop(); <-done })
-	return map[string]grpc.ClientConnInterface{"local": local, "socket": remote}
+	shared := NewMux(remote)
+	waitLink(t, shared)
+	t.Cleanup(func() { shared.Close(); remote.Close(); srv.Stop(); <-done })
+	return map[string]grpc.ClientConnInterface{"local": local, "socket": remote, "shared stream": shared}
 }
 
 func TestCallsInProcessBehaveLikeCallsOverASocket(t *testing.T) {
@@ -216,7 +226,15 @@ func TestStreamEndsWithItsContext(t *testing.T) {
 }
 
 func TestAPanicInAServiceIsAnErrorOfThatCall(t *testing.T) {
-	cc := conns(t)["socket"]
+	for name, cc := range conns(t) {
+		if name == "local" {
+			continue // the panic is the caller's own
+		}
+		t.Run(name, func(t *testing.T) { panics(t, cc) })
+	}
+}
+
+func panics(t *testing.T, cc grpc.ClientConnInterface) {
 	_, err := health.NewHealthClient(cc).Check(t.Context(), &health.HealthCheckRequest{Service: "panic"})
 	if got := FromStatus(err); !errors.Is(got, dc.Internal) {
 		t.Errorf("got %v, want internal", got)

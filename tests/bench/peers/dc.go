@@ -18,6 +18,7 @@ import (
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/pki"
+	"missingos/srv/rpc"
 )
 
 // missing is a local cluster of three dcd.
@@ -97,7 +98,7 @@ func (m *missing) dial(ctx context.Context, _ bool) (caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &remote{id: id, status: st, conns: map[dc.NodeID]*grpc.ClientConn{}}
+	r := &remote{id: id, status: st, conns: map[dc.NodeID]connection{}}
 	return &missingCaller{l: client.NewLock(client.New(client.Config{Node: id.Node, Nodes: r, Directory: r})), r: r}, nil
 }
 
@@ -107,7 +108,13 @@ type remote struct {
 	status *dcpb.AdminStatusReply
 
 	mu    sync.Mutex
-	conns map[dc.NodeID]*grpc.ClientConn
+	conns map[dc.NodeID]connection
+}
+
+// connection is what a node has to another.
+type connection struct {
+	under *grpc.ClientConn
+	*rpc.Mux
 }
 
 var (
@@ -139,8 +146,8 @@ func (r *remote) Replicas(id dc.GroupID) []dc.NodeID {
 func (r *remote) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if cc := r.conns[n]; cc != nil {
-		return cc, nil
+	if c, ok := r.conns[n]; ok {
+		return c, nil
 	}
 	for _, node := range r.status.Nodes {
 		if node.Id == uint64(n) {
@@ -148,8 +155,8 @@ func (r *remote) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
 			if err != nil {
 				return nil, err
 			}
-			r.conns[n] = cc
-			return cc, nil
+			r.conns[n] = connection{cc, rpc.NewMux(cc)}
+			return r.conns[n], nil
 		}
 	}
 	return nil, dc.Errorf(dc.Unavailable, "connect", n.String(), "no such node")
@@ -209,7 +216,8 @@ func (m *missingCaller) close() {
 	_ = m.l.Close(ctx)
 	m.r.mu.Lock()
 	defer m.r.mu.Unlock()
-	for _, cc := range m.r.conns {
-		_ = cc.Close()
+	for _, c := range m.r.conns {
+		_ = c.under.Close()
+		c.Close()
 	}
 }

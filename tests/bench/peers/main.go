@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,6 +21,7 @@ type bench struct {
 	time   time.Duration // of one round of a measurement
 	rounds int
 	kills  int
+	counts []int // of callers
 	keys   int
 	stores [2]store // dcd, etcd
 }
@@ -33,12 +35,13 @@ func main() {
 
 func run() (err error) {
 	b := &bench{}
-	var bin, only, args string
+	var bin, only, args, counts string
 	flag.DurationVar(&b.time, "time", 1500*time.Millisecond, "how long one round of a measurement takes")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each measurement, alternating between the two")
 	flag.IntVar(&b.kills, "kills", 5, "how often each leader is killed")
 	flag.IntVar(&b.keys, "keys", 50_000, "keys made to measure memory")
 	flag.StringVar(&bin, "bin", "../../../bin", "where dcd is")
+	flag.StringVar(&counts, "callers", "1,16,128", "how many callers at a time")
 	flag.StringVar(&args, "args", "", "more arguments of dcd run")
 	flag.StringVar(&only, "only", "", "sections, with commas between: "+strings.Join(names(), ","))
 	flag.Parse()
@@ -50,6 +53,13 @@ func run() (err error) {
 		if !slices.Contains(names(), name) {
 			return fmt.Errorf("there is no section %q; there are %s", name, strings.Join(names(), ", "))
 		}
+	}
+	for word := range strings.SplitSeq(counts, ",") {
+		n, err := strconv.Atoi(word)
+		if err != nil || n < 1 {
+			return fmt.Errorf("-callers %s: want numbers with commas between", counts)
+		}
+		b.counts = append(b.counts, n)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -115,8 +115,8 @@ func (b *bench) round(ctx context.Context, s, callers int, r *result, op func(ct
 	return err
 }
 
-func (b *bench) compare(ctx context.Context, what string, counts []int, op func(ctx context.Context, c caller, n int) error) error {
-	for _, n := range counts {
+func (b *bench) compare(ctx context.Context, what string, op func(ctx context.Context, c caller, n int) error) error {
+	for _, n := range b.counts {
 		r, err := b.inTurns(ctx, n, op)
 		if err != nil {
 			return err
@@ -127,15 +127,15 @@ func (b *bench) compare(ctx context.Context, what string, counts []int, op func(
 }
 
 func puts(ctx context.Context, b *bench) error {
-	return b.compare(ctx, "put 128 B", []int{1, 16, 128}, func(ctx context.Context, c caller, n int) error { return c.put(ctx, path(n), value) })
+	return b.compare(ctx, "put 128 B", func(ctx context.Context, c caller, n int) error { return c.put(ctx, path(n), value) })
 }
 
 func gets(ctx context.Context, b *bench) error {
-	return b.compare(ctx, "get, linearizable", []int{1, 16, 128}, func(ctx context.Context, c caller, n int) error { return c.get(ctx, path(n)) })
+	return b.compare(ctx, "get, linearizable", func(ctx context.Context, c caller, n int) error { return c.get(ctx, path(n)) })
 }
 
 func locks(ctx context.Context, b *bench) error {
-	return b.compare(ctx, "lock and unlock", []int{1, 16, 128}, func(ctx context.Context, c caller, n int) error { return c.lock(ctx, path(n)) })
+	return b.compare(ctx, "lock and unlock", func(ctx context.Context, c caller, n int) error { return c.lock(ctx, path(n)) })
 }
 
 // watches: from a put to the event of it.
