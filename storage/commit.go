@@ -63,7 +63,7 @@ func (s *Shard) run(entries []Entry, results *[][]Result) (err error) {
 // the bytes they wrote.
 func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes int, err error) {
 	g := s.gen
-	base := g.reader(s.ledger.applied)
+	base := &cachedReader{g: g, at: s.ledger.applied}
 	defer base.close()
 	over := &overlay{base: base}
 	before := s.ledger.applied
@@ -81,6 +81,7 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes
 		if err := g.write(over, m, l.clock, s.cfg.BootID); err != nil {
 			return 0, 0, &Fault{err}
 		}
+		g.cache.advance(&over.rows, m.Index)
 		s.mu.Lock()
 		s.applied, s.clock = m, l.clock
 		s.wakeLocked()

@@ -28,6 +28,7 @@ type generation struct {
 	db      *badger.DB // replaced by reopen, under apply and mu with no reader
 	path    string
 	awake   bool // compactors run; see quiet.go
+	cache   *cache
 	durable Mark
 
 	large map[string]int // keys whose value is in chunks, and how many; used on the apply path only
@@ -83,7 +84,7 @@ func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation
 	if err != nil {
 		return nil, &Fault{err}
 	}
-	g := &generation{db: db, path: path, durable: mark, refs: 1, pins: map[dc.Index]int{}, open: open}
+	g := &generation{db: db, path: path, durable: mark, refs: 1, pins: map[dc.Index]int{}, open: open, cache: newCache(cfg.CacheBytes, 0)}
 	if rebooted || mark.Index == 0 {
 		// What was written after the checkpoint may have holes. It stays invisible: the applied marks of this boot begin at
 		// the checkpoint, and those of the last boot are told by their boot id.
@@ -117,6 +118,7 @@ func (g *generation) load(m Machine) (l *ledger, err error) {
 	if err := l.answers.load(r); err != nil {
 		return nil, dc.Errorf(dc.Corrupt, "", g.path, "%w", err)
 	}
+	g.cache.through = l.applied
 	g.large = map[string]int{}
 	for key := range r.Scan(Span{Start: []byte(chunkPrefix), End: []byte("!w"), KeysOnly: true}) {
 		g.large[string(key[len(chunkPrefix):len(key)-4])]++

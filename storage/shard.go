@@ -16,6 +16,8 @@ import (
 type Config struct {
 	// MemTableBytes is what Badger gathers in memory before it writes a table; three of these exist at worst. Default 8 MiB.
 	MemTableBytes int64
+	// CacheBytes is what hot rows may take in memory, about. Default 1 MiB.
+	CacheBytes int
 	// BootID names the machine's boot: unsynced writes of an earlier boot are not trusted. Default /proc/sys/kernel/random/boot_id.
 	BootID string
 	Log    *slog.Logger
@@ -41,12 +43,16 @@ func (h hooks) at(name string) error {
 
 const (
 	defaultMemTableBytes = 8 * dc.MiB
+	defaultCacheBytes    = 1 * dc.MiB
 	minMemTableBytes     = 4 * dc.MiB // a chunk of a large value must fit into one Badger transaction, 15% of this
 )
 
 func (c *Config) setDefaults() error {
 	if c.MemTableBytes == 0 {
 		c.MemTableBytes = defaultMemTableBytes
+	}
+	if c.CacheBytes == 0 {
+		c.CacheBytes = defaultCacheBytes
 	}
 	c.MemTableBytes = max(c.MemTableBytes, minMemTableBytes)
 	if c.Log == nil {
@@ -269,7 +275,7 @@ func (s *Shard) Pin() (*Pinned, error) {
 
 // View runs fn on the pinned state.
 func (p *Pinned) View(fn func(Reader) error) (err error) {
-	r := p.gen.reader(p.Index)
+	r := &cachedReader{g: p.gen, at: p.Index}
 	defer r.close()
 	defer func() {
 		switch f := recover().(type) {

@@ -22,6 +22,9 @@ type Config struct {
 	Log *slog.Logger // default: discard
 }
 
+// cacheBytes: there is one lock group, and it is read and written a row at a time.
+const cacheBytes = 16 * dc.MiB
+
 // Service serves the lock groups that this node leads.
 type Service struct {
 	dcpb.UnimplementedLockServer
@@ -45,11 +48,12 @@ func New(cfg Config) *Service {
 // Kind says how a node runs lock groups.
 func (s *Service) Kind() replica.Kind {
 	return replica.Kind{
-		Name:     dc.KindLock,
-		Machine:  lock.New,
-		Lead:     s.lead,
-		Applied:  s.applied,
-		Register: func(r grpc.ServiceRegistrar) { dcpb.RegisterLockServer(r, s) },
+		Name:       dc.KindLock,
+		Machine:    lock.New,
+		CacheBytes: cacheBytes,
+		Lead:       s.lead,
+		Applied:    s.applied,
+		Register:   func(r grpc.ServiceRegistrar) { dcpb.RegisterLockServer(r, s) },
 	}
 }
 

@@ -136,7 +136,9 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 		m.grow = func() error { return r.grow(g) }
 	}
 	var err error
-	m.shard, err = storage.Open(filepath.Join(m.dir, "shard"), kind.Machine(), storage.Config{Log: r.log.With("group", g.String()), Fatal: r.fatal})
+	m.shard, err = storage.Open(filepath.Join(m.dir, "shard"), kind.Machine(), storage.Config{
+		Log: r.log.With("group", g.String()), Fatal: r.fatal, CacheBytes: kind.CacheBytes,
+	})
 	if err != nil {
 		return err
 	}

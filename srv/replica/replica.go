@@ -42,6 +42,8 @@ type Replicas interface {
 type Kind struct {
 	Name    string                 // dc.KindKV, ...
 	Machine func() storage.Machine // a fresh machine for a shard
+	// CacheBytes is what the hot rows of one group may take in memory; 0: storage's default.
+	CacheBytes int
 	// Lead, if set, is run in its own goroutine while this node leads the group; ctx ends when leadership does, and Lead
 	// must then return promptly. Here live deadlines, sweeps, controllers and brokers.
 	Lead func(ctx context.Context, r Replica)
