@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"missingos/consensus/logstore"
 	"missingos/consensus/transport"
 	"missingos/srv/dc"
 )
@@ -98,6 +99,7 @@ type cluster struct {
 	time  Timing
 	mu    sync.Mutex
 	nodes map[dc.NodeID]*member
+	log   func(logstore.Config) (logstore.Store, error)                                  // opens logs, if set
 	wrap  func(from, to dc.NodeID, cc grpc.ClientConnInterface) grpc.ClientConnInterface // stands between nodes, if set
 }
 
@@ -118,7 +120,13 @@ var fast = Timing{Heartbeat: 200 * time.Millisecond, Commit: 50 * time.Milliseco
 
 func newCluster(t *testing.T, n int, timing Timing) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: t.TempDir(), time: timing, nodes: map[dc.NodeID]*member{}}
+	return newClusterOn(t, n, timing, nil)
+}
+
+// newClusterOn is newCluster with logs that the caller opens.
+func newClusterOn(t *testing.T, n int, timing Timing, log func(logstore.Config) (logstore.Store, error)) *cluster {
+	t.Helper()
+	c := &cluster{t: t, dir: t.TempDir(), time: timing, nodes: map[dc.NodeID]*member{}, log: log}
 	var all []dc.NodeID
 	for i := range n {
 		all = append(all, dc.NodeID(i+1))
@@ -161,7 +169,7 @@ func (c *cluster) start(id dc.NodeID, machine *journal, bootstrap []dc.NodeID) *
 		c.t.Fatal(err)
 	}
 	m := &member{machine: machine, server: grpc.NewServer(), served: make(chan struct{}), conns: map[dc.NodeID]*grpc.ClientConn{}, addr: lis.Addr().String()}
-	m.host = NewHost(HostConfig{Node: id, Timing: c.time, Fatal: func(err error) { c.t.Errorf("node %s: fatal: %v", id, err) }, Dial: func(n dc.NodeID) (grpc.ClientConnInterface, error) {
+	m.host = NewHost(HostConfig{Node: id, Timing: c.time, OpenLog: c.log, Fatal: func(err error) { c.t.Errorf("node %s: fatal: %v", id, err) }, Dial: func(n dc.NodeID) (grpc.ClientConnInterface, error) {
 		cc, err := c.dial(m, n)
 		c.mu.Lock()
 		wrap := c.wrap

@@ -37,7 +37,7 @@ type Group struct {
 	cfg   GroupConfig
 	host  *Host
 	log   *slog.Logger
-	store logstore.Store
+	store *aheadLog
 	snaps *snapshots
 	lane  *transport.Lane
 	raft  *raft.Raft // set before started is closed
@@ -77,9 +77,12 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 			err = errors.Join(err, f())
 		}
 	}()
-	if g.store, err = h.cfg.OpenLog(logstore.Config{Dir: cfg.Dir, Fatal: g.fatal, Log: g.log}); err != nil {
+	beneath, err := h.cfg.OpenLog(logstore.Config{Dir: cfg.Dir, Fatal: g.fatal, Log: g.log})
+	if err != nil {
 		return nil, err
 	}
+	g.store = newAheadLog(beneath)
+	g.store.mayRun = g.needsOthers
 	undo = append(undo, g.store.Close)
 	if g.snaps, err = openSnapshots(cfg.Dir, cfg.ID, h.cfg.Node); err != nil {
 		return nil, err
@@ -320,6 +323,12 @@ func (g *Group) answer(f raft.Future) error {
 	return f.Error()
 }
 
+// needsOthers tells whether this replica leads, and can commit nothing without another voter. Raft's main loop asks, while it appends: then
+// only a leader's own entries come here in the leader's state.
+func (g *Group) needsOthers() bool {
+	return g.running() && g.raft.State() == raft.Leader && len(g.voters()) > 1
+}
+
 // running tells whether Raft has been started: messages can come in before NewRaft has returned.
 func (g *Group) running() bool {
 	select {
@@ -348,6 +357,11 @@ func (r replica) Progress() (applied, last uint64) {
 		return 0, 0
 	}
 	return r.g.fsm.index(), r.g.raft.LastIndex()
+}
+
+// Durable waits until what this replica has of the log up to index is on its disk.
+func (r replica) Durable(ctx context.Context, index uint64) error {
+	return r.g.store.durable(ctx, index)
 }
 
 func (r replica) WriteSnapshot(ctx context.Context, w io.Writer) error {

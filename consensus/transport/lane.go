@@ -141,7 +141,14 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 	if isHeartbeat(r) {
 		return l.beat(target, r, answered)
 	}
-	return l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) error { return answered(c.Append(ctx, r)) })
+	return l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) error {
+		reply, err := c.Append(ctx, r)
+		if err == nil && reply.Success && l.replica != nil {
+			// Raft counts this replica's own copy already: it must be on disk before another's can make a majority with it.
+			err = l.replica.Durable(ctx, r.PrevIndex+uint64(len(r.Entries)))
+		}
+		return answered(reply, err)
+	})
 }
 
 // beat sends a heartbeat together with those of other groups.

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -51,7 +52,11 @@ func (s service) Append(ctx context.Context, r *AppendRequest) (*AppendReply, er
 		RPCHeader: header(r.From), Term: r.Term,
 		PrevLogEntry: r.PrevIndex, PrevLogTerm: r.PrevTerm, LeaderCommitIndex: r.Commit, Entries: decodeEntries(r.Entries),
 	}
-	resp, err := l.deliver(ctx, cmd, nil, isHeartbeat(r))
+	beat := isHeartbeat(r)
+	resp, err := l.deliver(ctx, cmd, nil, beat)
+	if err == nil && !beat && l.replica != nil {
+		err = l.replica.Durable(ctx, math.MaxUint64) // what matched may be in memory only, if this replica has led
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -47,6 +47,8 @@ type Replica interface {
 	CurrentTerm() uint64
 	// Progress gives the state machine's applied index and the log's last index.
 	Progress() (applied, last uint64)
+	// Durable waits until what the replica has of the log up to index is on its disk; it may have taken more into memory.
+	Durable(ctx context.Context, index uint64) error
 	// WriteSnapshot streams the replica's state.
 	WriteSnapshot(ctx context.Context, w io.Writer) error
 }
