@@ -30,6 +30,9 @@ type HostConfig struct {
 	Timing Timing
 	// OpenLog opens a group's log; nil means logstore.Open. Simulations bring their own.
 	OpenLog func(cfg logstore.Config) (logstore.Store, error)
+	// VerifyLeaderReads replaces the confirmation of reads by hashicorp/raft's VerifyLeader, which is wrong (see ReadBarrier). Simulations set it to
+	// show that they would notice.
+	VerifyLeaderReads bool
 }
 
 // Timing holds the clocks of Raft; zero fields take the defaults.

@@ -94,7 +94,11 @@ func (g *Group) confirmRound() (uint64, error) {
 		return 0, g.notLeader("read")
 	}
 	index := max(g.raft.CommitIndex(), lead.floor)
-	if err := g.confirmTerm(lead.term); err != nil {
+	confirm := g.confirmTerm
+	if g.host.cfg.VerifyLeaderReads {
+		confirm = func(uint64) error { return g.answer(g.raft.VerifyLeader()) }
+	}
+	if err := confirm(lead.term); err != nil {
 		return 0, err
 	}
 	if now, ok := g.leading(); !ok || now.term != lead.term || g.raft.CurrentTerm() != lead.term {

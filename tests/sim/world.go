@@ -1,0 +1,187 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"missingos/consensus"
+	"missingos/consensus/logstore"
+	"missingos/srv/dc"
+	"missingos/srv/rpc"
+)
+
+const (
+	group    dc.GroupID = 7
+	replicas            = 3
+)
+
+// mutation is a fault of the code under test, to show that the simulation bites.
+type mutation struct {
+	verifyLeader bool // reads are confirmed by raft's VerifyLeader
+	noDedupe     bool // commands carry no request id, so a retry is a new command
+}
+
+// world is one cluster of one group in one bubble.
+type world struct {
+	t   *testing.T
+	dir string
+	rng *rand.Rand
+	net *network
+	mut mutation
+
+	disks map[dc.NodeID]*disk
+
+	mu    sync.Mutex
+	procs map[dc.NodeID]*process // those that live
+}
+
+// process is one life of one node.
+type process struct {
+	node    dc.NodeID
+	dead    atomic.Bool
+	host    *consensus.Host
+	group   *consensus.Group
+	machine *state
+}
+
+// timing is what nodes really use, but for snapshots, which come more often here.
+var timing = consensus.Timing{SnapshotEvery: 2 * time.Second, SnapshotEntries: 40, TrailingEntries: 20}
+
+func nodes() []dc.NodeID {
+	var all []dc.NodeID
+	for i := range replicas {
+		all = append(all, dc.NodeID(i+1))
+	}
+	return all
+}
+
+func newWorld(t *testing.T, seed uint64, mut mutation) *world {
+	w := &world{
+		t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))), mut: mut,
+		disks: map[dc.NodeID]*disk{}, procs: map[dc.NodeID]*process{},
+	}
+	for _, n := range nodes() {
+		w.disks[n] = newDisk()
+	}
+	for _, n := range nodes() {
+		w.start(n)
+	}
+	return w
+}
+
+// start begins a node's next life.
+func (w *world) start(n dc.NodeID) {
+	w.t.Helper()
+	disk := w.disks[n]
+	p := &process{node: n, machine: openState(disk)}
+	p.host = consensus.NewHost(consensus.HostConfig{
+		Node: n, Timing: timing, VerifyLeaderReads: w.mut.verifyLeader,
+		OpenLog: func(logstore.Config) (logstore.Store, error) { return disk, nil },
+		Dial: func(to dc.NodeID) (grpc.ClientConnInterface, error) {
+			return conn{w.net, &p.dead, link{n, to}}, nil
+		},
+		Fatal: func(err error) {
+			if !p.dead.Load() {
+				w.t.Errorf("node %s: %v", n, err)
+			}
+		},
+	})
+	local := rpc.NewLocal()
+	p.host.Register(local)
+	w.net.set(func() { w.net.nodes[n] = local })
+	var err error
+	p.group, err = p.host.Open(consensus.GroupConfig{ID: group, Dir: filepath.Join(w.dir, n.String()), Machine: p.machine, Bootstrap: nodes()})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.procs[n] = p
+	w.mu.Unlock()
+}
+
+// kill ends a node's life at once: nothing that it has not written or sent already comes about.
+func (w *world) kill(n dc.NodeID) {
+	w.mu.Lock()
+	p := w.procs[n]
+	delete(w.procs, n)
+	w.mu.Unlock()
+	if p == nil {
+		return
+	}
+	p.dead.Store(true)
+	w.net.set(func() { delete(w.net.nodes, n) })
+	w.disks[n] = w.disks[n].left()
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	_ = p.host.Close(now) // the ghost's complaints are nobody's business
+}
+
+func (w *world) killAll() {
+	for _, n := range nodes() {
+		w.kill(n)
+	}
+}
+
+func (w *world) process(n dc.NodeID) *process {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.procs[n]
+}
+
+// heal takes all faults away and brings the dead back.
+func (w *world) heal() {
+	w.net.heal()
+	for _, n := range nodes() {
+		if w.process(n) == nil {
+			w.start(n)
+		}
+	}
+}
+
+// converge waits until all replicas have applied the same, and gives the list.
+func (w *world) converge() ([]string, error) {
+	for range 600 {
+		time.Sleep(100 * time.Millisecond)
+		if list, ok := w.equal(); ok {
+			return list, nil
+		}
+	}
+	var told []string
+	for _, n := range nodes() {
+		told = append(told, fmt.Sprintf("%+v", w.process(n).group.Status()))
+	}
+	return nil, fmt.Errorf("the replicas did not become equal within a minute without faults: %v", told)
+}
+
+func (w *world) equal() ([]string, bool) {
+	var first *process
+	var list []string
+	for _, n := range nodes() {
+		p := w.process(n)
+		if first == nil {
+			first, list = p, p.machine.list()
+			continue
+		}
+		if p.machine.Applied() != first.machine.Applied() {
+			return nil, false
+		}
+		other := p.machine.list()
+		if len(other) != len(list) {
+			return nil, false
+		}
+		for i := range list {
+			if list[i] != other[i] {
+				w.t.Fatalf("replicas of entry %d differ in line %d: %q on %s, %q on %s", first.machine.Applied(), i, list[i], first.node, other[i], p.node)
+			}
+		}
+	}
+	return list, true
+}
