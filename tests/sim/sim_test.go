@@ -11,7 +11,7 @@ import (
 
 const (
 	schedules     = 120
-	longSchedules = 5000
+	longSchedules = 1500
 	stormFor      = 20 * time.Second // virtual
 	callers       = 8
 )

@@ -156,7 +156,8 @@ func (w *world) converge() ([]string, error) {
 	}
 	var told []string
 	for _, n := range nodes() {
-		told = append(told, fmt.Sprintf("%+v", w.process(n).group.Status()))
+		p := w.process(n)
+		told = append(told, fmt.Sprintf("%d lines up to entry %d, %+v", len(p.machine.list()), p.machine.Applied(), p.group.Status()))
 	}
 	return nil, fmt.Errorf("the replicas did not become equal within a minute without faults: %v", told)
 }
