@@ -18,6 +18,8 @@ func control(s Store, path string) synth.Dir {
 	k := key(path, true)
 	k = strings.TrimSuffix(k, "/") + "/" + controlName
 	children := []synth.Named{
+		{Name: "at", Node: &past{store: s, key: k + "/at", base: path}},
+		{Name: "stale", Node: &viewDir{view: s.StaleView(), key: k + "/stale", path: path}},
 		{Name: "watch", Node: watchFile(s, k+"/watch", path)},
 		{Name: "events", Node: eventsFile(s, k+"/events", path)},
 		{Name: "locks", Node: synth.Value(k+"/locks", synth.ValueSpec{Read: func(ctx context.Context) ([]byte, error) { return locks(ctx, s, path) }})},
@@ -47,6 +49,7 @@ func stat(ctx context.Context, s Store) ([]synth.Pair, error) {
 		{Key: "bytes", Value: t.Bytes},
 		{Key: "history-bytes", Value: t.HistoryBytes},
 		{Key: "lock-delay", Value: t.Delay},
+		{Key: "past-from", Value: uint64(t.PastFrom)},
 	}, nil
 }
 
@@ -132,6 +135,21 @@ func ctlFile(s Store, k, path string) synth.File {
 	if path == "" {
 		spec.Commands = []synth.Command{
 			{Name: "compact", Usage: "REV", Do: func(ctx context.Context, args []string) error { return compact(ctx, s, args) }},
+			{Name: "history-age", Usage: "DURATION|unlimited", Do: func(ctx context.Context, args []string) error { return setAge(ctx, s, args) }},
+			{Name: "history-bytes", Usage: "SIZE|default", Do: func(ctx context.Context, args []string) error {
+				n, err := bound(args, size)
+				if err != nil {
+					return err
+				}
+				return s.SetHistory(ctx, client.LockHistory{Bytes: &n})
+			}},
+			{Name: "history-revisions", Usage: "N|default", Do: func(ctx context.Context, args []string) error {
+				n, err := bound(args, func(s string) (uint64, error) { return strconv.ParseUint(s, 10, 64) })
+				if err != nil {
+					return err
+				}
+				return s.SetHistory(ctx, client.LockHistory{Revisions: &n})
+			}},
 			{Name: "lock-delay", Usage: "DURATION", Do: func(ctx context.Context, args []string) error { return setDelay(ctx, s, args) }},
 		}
 	}
@@ -141,7 +159,11 @@ func ctlFile(s Store, k, path string) synth.File {
 func settings(ctx context.Context, s Store, path string) ([]byte, error) {
 	if path == "" {
 		t, err := s.Totals(ctx)
-		return fmt.Appendf(nil, "lock-delay %s\n", t.Delay), err
+		age := "unlimited"
+		if t.HistoryAge > 0 {
+			age = t.HistoryAge.String()
+		}
+		return fmt.Appendf(nil, "lock-delay %s\nhistory-age %s\nhistory-bytes %d\nhistory-revisions %d\n", t.Delay, age, t.MaxHistoryBytes, t.MaxHistoryRevisions), err
 	}
 	f, err := s.Stat(ctx, path)
 	if err != nil {
@@ -183,4 +205,47 @@ func setDelay(ctx context.Context, s Store, args []string) error {
 		return dc.Errorf(dc.Invalid, "", "", "%q is not a duration; say 1s or 500ms", args[0])
 	}
 	return s.SetDelay(ctx, d)
+}
+
+func setAge(ctx context.Context, s Store, args []string) error {
+	var age time.Duration
+	if len(args) != 1 {
+		return dc.Errorf(dc.Invalid, "", "", "want one duration, as 24h, or unlimited")
+	}
+	if args[0] != "unlimited" {
+		var err error
+		if age, err = time.ParseDuration(args[0]); err != nil || age < time.Second {
+			return dc.Errorf(dc.Invalid, "", "", "%q is not a duration of at least a second; say 24h or 90m", args[0])
+		}
+	}
+	return s.SetHistory(ctx, client.LockHistory{Age: &age})
+}
+
+// bound reads one positive number; 0 stands for "default".
+func bound(args []string, parse func(string) (uint64, error)) (uint64, error) {
+	if len(args) != 1 {
+		return 0, dc.Errorf(dc.Invalid, "", "", "want one number, or default")
+	}
+	if args[0] == "default" {
+		return 0, nil
+	}
+	n, err := parse(args[0])
+	if err != nil || n == 0 {
+		return 0, dc.Errorf(dc.Invalid, "", "", "%q is not a number over 0; say default for the default", args[0])
+	}
+	return n, nil
+}
+
+// size reads bytes with K, M or G behind them, if any.
+func size(s string) (uint64, error) {
+	shift := 0
+	if i := strings.IndexAny(s, "KMG"); i == len(s)-1 && i > 0 {
+		shift = map[byte]int{'K': 10, 'M': 20, 'G': 30}[s[i]]
+		s = s[:i]
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err == nil && n > (1<<63)>>shift {
+		err = strconv.ErrRange
+	}
+	return n << shift, err
 }

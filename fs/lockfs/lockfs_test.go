@@ -161,7 +161,7 @@ func TestFilesInTheShell(t *testing.T) {
 		{"too big", `head -c 65536 /dev/zero > big && head -c 65537 /dev/zero 2>/dev/null > big2; stat -c %s big; grep -o 'MaxLockBytes' ../.dc/errors | head -1`, "65536\nMaxLockBytes"},
 		{"cp, chmod, touch", `cp log copy; chmod 600 copy; stat -c %a copy; cmp log copy && touch -d 2001-02-03 copy; date -u -r copy +%F`, "600\n2001-02-03"},
 		{"removed while open", `echo x > gone; exec 3<gone 4>>gone; rm gone; cat <&3 2>&1 | grep -o 'Stale file handle'; echo y 2>&1 >&4 | grep -o 'Stale file handle'; ls gone 2>/dev/null`, "Stale file handle\nStale file handle"},
-		{"reserved name", `ls -a | grep -c '^\.dc$'; cat .dc/ctl; mkdir .dc 2>&1 | grep -o 'File exists'`, "0\nlock-delay 1s\nFile exists"},
+		{"reserved name", `ls -a | grep -c '^\.dc$'; cat .dc/ctl; mkdir .dc 2>&1 | grep -o 'File exists'`, "0\nlock-delay 1s\nhistory-age unlimited\nhistory-bytes 268435456\nhistory-revisions 100000\nFile exists"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if out, err := m[0].shell(t, c.script); out != strings.TrimSpace(c.want) && !(err != nil && strings.HasSuffix(out, c.want)) {
@@ -176,19 +176,57 @@ func TestControlFiles(t *testing.T) {
 	m := members(t, 1)[0]
 	m.expect(t, `grep ^revision .dc/stat; echo x > f; grep ^revision .dc/stat; grep -o '"files":1' .dc/stat.json`, "revision 0\nrevision 2\n\"files\":1")
 	m.expect(t, `exec 3<>.dc/txn; echo '{"if":[{"path":"f","version":2}],"do":[{"put":"f","value":"y"},{"mkdir":"d"},{"put":"d/g","value":"z"},{"get":"d/g"}]}' >&3; cat <&3`,
-		`{"succeeded":true,"revision":3,"results":[{"path":"d/g","version":3,"value":"z"}]}`)
+		`{"succeeded":true,"revision":3,"results":[{"path":"d/g","version":3,"created":3,"value":"z"}]}`)
 	m.expect(t, `exec 3<>.dc/txn; echo '{"if":[{"path":"f","version":2}],"do":[],"else":[{"get":"f"},{"get":"none"}]}' >&3; cat <&3`,
-		`{"succeeded":false,"revision":3,"results":[{"path":"f","version":3,"value":"y"},{"path":"none","absent":true}]}`)
+		`{"succeeded":false,"revision":3,"results":[{"path":"f","version":3,"created":1,"value":"y"},{"path":"none","absent":true}]}`)
 	if out, err := m.shell(t, `exec 3<>.dc/txn; echo '{"do":[{"jump":"f"}]}' >&3; cat <&3`); err == nil || !strings.Contains(out, "Invalid argument") {
 		t.Errorf("a bad transaction: %q, %v", out, err)
 	}
-	m.expect(t, `cat .dc/txn | grep -c '^#'`, "6")
+	m.expect(t, `cat .dc/txn | grep -c '^#'`, "7")
 	m.expect(t, `timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=1 path=d" >&3; cat <&3' | jq -c '[.revision,.op,.path]'`, `[3,"mkdir","d"]`+"\n"+`[3,"put","d/g"]`)
 	m.expect(t, `timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=2 path=f format=text" >&3; cat <&3'; true`, "2 put /f version=2 value=\"x\\n\"\n3 put /f version=3 value=\"y\"")
 	m.expect(t, `echo 'compact 2' > .dc/ctl; grep ^compacted .dc/stat; exec 3<>.dc/watch; echo from=2 >&3; cat <&3 2>&1 | grep -o 'Stale file handle'; grep -o 'the oldest that is kept is 3' ../.dc/errors | head -1`,
 		"compacted 2\nStale file handle\nthe oldest that is kept is 3")
-	m.expect(t, `echo 'lock-delay 0s' > .dc/ctl; cat .dc/ctl; echo 'lock-delay 2m' > .dc/ctl 2>/dev/null || echo refused; cat d/.dc/ctl`, "lock-delay 0s\nrefused\nephemeral off")
+	m.expect(t, `echo 'lock-delay 0s' > .dc/ctl; grep lock-delay .dc/ctl; echo 'lock-delay 2m' > .dc/ctl 2>/dev/null || echo refused; cat d/.dc/ctl`, "lock-delay 0s\nrefused\nephemeral off")
 	m.expect(t, `exec 9<f; flock -s 9; cut -f1-3 .dc/locks; cut -f1,3 .dc/sessions`, "f\theld\tshared\nn1\tlive")
+}
+
+func TestThePastCanBeRead(t *testing.T) {
+	m := members(t, 1)[0]
+	m.expect(t, `mkdir d; echo one > d/f; r=$(getfattr -n user.dc.version --only-values d/f); echo two > d/f; echo 3 > d/g; rm d/f
+		cat .dc/at/$r/d/f d/.dc/at/$r/f; ls .dc/at/$r/d; stat -c '%s %a' .dc/at/$r/d/f; getfattr -n user.dc.version --only-values .dc/at/$r/d/f | grep -cx $r; ls d; ls .dc/at | wc -l`,
+		"one\none\nf\n4 444\n1\ng\n0")
+	m.expect(t, `r=$(awk '$1=="revision"{print $2}' .dc/stat); ls .dc/at/$((r-1))/d; cat .dc/at/$((r-1))/d/f; ls .dc/at/$((r+1)) 2>&1 | grep -o 'Invalid argument'; ls .dc/at/x 2>&1 | grep -o 'No such file'
+		(echo no > .dc/at/$r/d/g) 2>/dev/null || echo refused; echo "compact $((r-1))" > .dc/ctl; ls .dc/at/$((r-1))/d | wc -l; ls .dc/at/$((r-2)) 2>&1 | grep -o 'Stale file handle'`,
+		"f\ng\ntwo\nInvalid argument\nNo such file\nrefused\n2\nStale file handle")
+}
+
+func TestStaleReads(t *testing.T) {
+	m := members(t, 1)[0]
+	m.expect(t, `mkdir d; echo one > d/f; cat .dc/stale/d/f d/.dc/stale/f; ls .dc/stale; (echo x > .dc/stale/d/f) 2>/dev/null || echo refused; cat .dc/stale/none 2>&1 | grep -o 'No such file'`,
+		"one\none\nd\nrefused\nNo such file")
+}
+
+func TestRangesInTransactions(t *testing.T) {
+	m := members(t, 1)[0]
+	txn := func(s string) string { return `exec 3<>.dc/txn; echo '` + s + `' >&3; cat <&3 | jq -c .results` }
+	m.expect(t, `mkdir d; for i in 1 2 3; do echo $i > d/f$i; done; rm d/f2; `+txn(`{"do":[{"put":"d/f0","value":"new"},{"delete":"d/f3"},{"list":"d"},{"get":"d/f1"},{"list":"none"}]}`)+` | jq -c '[.[]|[.path,(.files//[]|map([.path,.value])),.absent]]'`,
+		`[["d",[["d/f0","new"],["d/f1","1\n"]],null],["d/f1",[],null],["none",[],true]]`)
+	m.expect(t, txn(`{"do":[{"list":"d","limit":1},{"list":"d","after":"f0"}]}`)+` | jq -c '[.[]|[.files[].path]]'`, `[["d/f0"],["d/f1"]]`)
+	m.expect(t, `c=$(exec 3<>.dc/txn; echo '{"do":[{"get":"d/f1"}]}' >&3; jq .results[0].created <&3); echo again > d/f1
+		for n in $c $((c+1)); do exec 3<>.dc/txn; echo '{"if":[{"path":"d/f1","created":'$n'}],"do":[]}' >&3; jq .succeeded <&3; done`, "true\nfalse")
+	if out, err := m.shell(t, txn(`{"do":[{"get":"d","limit":1}]}`)); err == nil && !strings.Contains(out, "Invalid argument") {
+		t.Errorf("a get with a limit: %q, %v", out, err)
+	}
+}
+
+func TestWatchTellsWhatWasBeforeAndWhatIsGone(t *testing.T) {
+	m := members(t, 1)[0]
+	m.expect(t, `echo a > f; echo b > f; rm f; timeout 1 bash -c 'exec 3<>.dc/watch; echo "from=2 path=f before" >&3; cat <&3' | jq -c '[.op,.before.value,.before.absent]'`,
+		`["put","",null]`+"\n"+`["put","a\n",null]`+"\n"+`["delete","b\n",null]`)
+	m.expect(t, `echo 'compact 3' > .dc/ctl; exec 3<>.dc/watch; echo from=2 >&3; cat <&3 2>/dev/null | jq -c '[.op,.revision]'`, `["compacted",3]`)
+	m.expect(t, `echo 'history-revisions 5' > .dc/ctl; echo 'history-bytes 1M' > .dc/ctl; echo 'history-age 2h' > .dc/ctl; grep history .dc/ctl; echo 'history-age soon' > .dc/ctl 2>/dev/null || echo refused`,
+		"history-age 2h0m0s\nhistory-bytes 1048576\nhistory-revisions 5\nrefused")
 }
 
 func TestEventsArriveAtOnce(t *testing.T) {

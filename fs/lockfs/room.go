@@ -42,6 +42,9 @@ type Control interface {
 	Totals(ctx context.Context) (client.LockTotals, error)
 	Compact(ctx context.Context, through dc.Revision) error
 	SetDelay(ctx context.Context, d time.Duration) error
+	SetHistory(ctx context.Context, h client.LockHistory) error
+	At(rev dc.Revision) client.LockView
+	StaleView() client.LockView
 	SetEphemeral(ctx context.Context, path string, on bool) error
 }
 

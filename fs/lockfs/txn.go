@@ -14,10 +14,11 @@ import (
 
 const txnUsage = `# Write one JSON object, then read the answer on the same descriptor:
 #   {"if":   [{"path":"a","version":3}, {"path":"b","absent":true}, {"path":"leader","fence":17}],
-#    "do":   [{"put":"a","value":"x"}, {"append":"log","value":"line\n"}, {"delete":"b"}, {"mkdir":"d"}, {"get":"c"}],
+#    "do":   [{"put":"a","value":"x"}, {"append":"log","value":"line\n"}, {"delete":"b"}, {"mkdir":"d"}, {"get":"c"}, {"list":"d","limit":10}],
 #    "else": [{"get":"a"}]}
-# Conditions: version, absent, present, value (or value64), fence. All changes have one revision.
-# Answer: {"succeeded":true,"revision":42,"results":[{"path":"c","version":7,"value":"..."}]}; results are those of the gets.
+# Conditions: version, created (both revisions), absent, present, value (or value64), fence. All changes have one revision.
+# Answer: {"succeeded":true,"revision":42,"results":[{"path":"c","version":7,"value":"..."}]}; results are those of the gets and lists; of a list
+# {"path":"d","dir":true,"files":[...]}, with the values.
 `
 
 type txnJSON struct {
@@ -35,6 +36,7 @@ type conditionJSON struct {
 	Value   *string      `json:"value"`
 	Base64  *string      `json:"value64"`
 	Fence   *dc.Revision `json:"fence"`
+	Created *dc.Revision `json:"created"`
 }
 
 type opJSON struct {
@@ -43,6 +45,9 @@ type opJSON struct {
 	Delete *string `json:"delete"`
 	Mkdir  *string `json:"mkdir"`
 	Get    *string `json:"get"`
+	List   *string `json:"list"`
+	Limit  *uint32 `json:"limit"`
+	After  *string `json:"after"`
 	Value  *string `json:"value"`
 	Base64 *string `json:"value64"`
 }
@@ -54,12 +59,14 @@ type answerJSON struct {
 }
 
 type resultJSON struct {
-	Path    string      `json:"path"`
-	Absent  bool        `json:"absent,omitempty"`
-	Dir     bool        `json:"dir,omitempty"`
-	Version dc.Revision `json:"version,omitempty"`
-	Value   *string     `json:"value,omitempty"`
-	Base64  []byte      `json:"value64,omitempty"`
+	Path    string       `json:"path"`
+	Absent  bool         `json:"absent,omitempty"`
+	Dir     bool         `json:"dir,omitempty"`
+	Version dc.Revision  `json:"version,omitempty"`
+	Created dc.Revision  `json:"created,omitempty"`
+	Value   *string      `json:"value,omitempty"`
+	Base64  []byte       `json:"value64,omitempty"`
+	Files   []resultJSON `json:"files,omitempty"`
 }
 
 func txnFile(s Store, k string) synth.File {
@@ -120,10 +127,10 @@ func parseCondition(c conditionJSON) (client.LockCondition, error) {
 	if path == nil {
 		return client.LockCondition{}, invalid("a condition needs a path")
 	}
-	if c.Version == nil && !c.Absent && !c.Present && c.Value == nil && c.Base64 == nil && c.Fence == nil {
-		return client.LockCondition{}, invalid("the condition on %q says nothing: want version, absent, present, value or fence", *path)
+	if c.Version == nil && !c.Absent && !c.Present && c.Value == nil && c.Base64 == nil && c.Fence == nil && c.Created == nil {
+		return client.LockCondition{}, invalid("the condition on %q says nothing: want version, created, absent, present, value or fence", *path)
 	}
-	out := client.LockCondition{Path: trim(*path), Version: c.Version, Absent: c.Absent, Present: c.Present, Fence: c.Fence}
+	out := client.LockCondition{Path: trim(*path), Version: c.Version, Absent: c.Absent, Present: c.Present, Fence: c.Fence, Created: c.Created}
 	if c.Value != nil || c.Base64 != nil {
 		value, err := value(c.Value, c.Base64)
 		if err != nil {
@@ -160,14 +167,25 @@ func parseOps(where string, in []opJSON) ([]client.LockOp, error) {
 		for _, v := range []struct {
 			path *string
 			verb client.LockVerb
-		}{{o.Put, client.LockPutOp}, {o.Append, client.LockAppendOp}, {o.Delete, client.LockDeleteOp}, {o.Mkdir, client.LockMkdirOp}, {o.Get, client.LockReadOp}} {
+		}{{o.Put, client.LockPutOp}, {o.Append, client.LockAppendOp}, {o.Delete, client.LockDeleteOp}, {o.Mkdir, client.LockMkdirOp}, {o.Get, client.LockReadOp}, {o.List, client.LockListOp}} {
 			if v.path != nil {
 				op.Verb, op.Path = v.verb, trim(*v.path)
 				verbs++
 			}
 		}
 		if verbs != 1 {
-			return nil, dc.Wrap(invalid("an operation has one of put, append, delete, mkdir and get"), where, number1(i))
+			return nil, dc.Wrap(invalid("an operation has one of put, append, delete, mkdir, get and list"), where, number1(i))
+		}
+		if o.Limit != nil || o.After != nil {
+			if op.Verb != client.LockListOp {
+				return nil, dc.Wrap(invalid("limit and after are of list"), where, number1(i))
+			}
+			if o.Limit != nil {
+				op.Limit = int(*o.Limit)
+			}
+			if o.After != nil {
+				op.After = *o.After
+			}
 		}
 		var err error
 		if op.Value, err = value(o.Value, o.Base64); err != nil {
@@ -180,10 +198,11 @@ func parseOps(where string, in []opJSON) ([]client.LockOp, error) {
 
 func answer(r client.LockTxnResult) []byte {
 	out := answerJSON{OK: r.Then, Rev: r.Revision, Results: []resultJSON{}}
-	for _, f := range r.Reads {
-		x := resultJSON{Path: f.Path, Absent: f.Absent, Dir: f.Dir, Version: f.Version}
-		if !f.Absent && !f.Dir {
-			x.Value, x.Base64 = textOrBytes(f.Value)
+	for i := 0; i < len(r.Reads); i++ {
+		x := result(r.Reads[i])
+		for range r.Reads[i].Entries {
+			i++
+			x.Files = append(x.Files, result(r.Reads[i]))
 		}
 		out.Results = append(out.Results, x)
 	}
@@ -192,4 +211,12 @@ func answer(r client.LockTxnResult) []byte {
 		panic("lockfs: " + err.Error()) // strings, numbers and bytes only
 	}
 	return append(b, '\n')
+}
+
+func result(f client.LockFile) resultJSON {
+	x := resultJSON{Path: f.Path, Absent: f.Absent, Dir: f.Dir, Version: f.Version, Created: f.Created}
+	if !f.Absent && !f.Dir {
+		x.Value, x.Base64 = textOrBytes(f.Value)
+	}
+	return x
 }

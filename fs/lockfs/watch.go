@@ -18,6 +18,7 @@ const watchUsage = `# Write a request, then read on the same descriptor; or just
 #   from=REV      the first revision to tell (default: from now on)
 #   path=P        a file, or a directory and what is directly in it, relative to this directory
 #   recursive     everything below as well (the default without path)
+#   before        also tell what each file was before, with its value
 #   progress      also tell now and then up to which revision everything has been told
 #   format=json   a JSON object a line (the default), or format=text
 `
@@ -74,6 +75,8 @@ func parseWatch(dir, request string) (watchRequest, error) {
 				}
 			case "recursive":
 				recursive = true
+			case "before":
+				r.Before = true
 			case "progress":
 				r.progress = true
 			case "format":
@@ -82,7 +85,7 @@ func parseWatch(dir, request string) (watchRequest, error) {
 				}
 				r.text = value == "text"
 			default:
-				return r, dc.Errorf(dc.Invalid, "lock.watch", dir, "unknown word %q; known are from=REV path=P recursive progress format=json|text", word)
+				return r, dc.Errorf(dc.Invalid, "lock.watch", dir, "unknown word %q; known are from=REV path=P recursive before progress format=json|text", word)
 			}
 		}
 	}
@@ -95,6 +98,10 @@ func follow(ctx context.Context, s Store, r watchRequest) synth.Source {
 	return synth.Pipe(ctx, func(ctx context.Context, emit func([]byte) error) error {
 		return s.Watch(ctx, r.LockWatch, func(rev client.LockRevision) error {
 			var out []byte
+			if rev.Compacted != 0 {
+				rev.Revision = rev.Compacted
+				return emit(r.line(out, rev, client.LockEvent{Kind: "compacted"}))
+			}
 			if len(rev.Events) == 0 && r.progress {
 				out = r.line(out, rev, client.LockEvent{Kind: "progress"})
 			}
@@ -130,12 +137,36 @@ type eventJSON struct {
 	PID     uint32      `json:"pid,omitempty"`
 	Command string      `json:"command,omitempty"`
 	Lost    bool        `json:"lost,omitempty"`
+	Before  *beforeJSON `json:"before,omitempty"`
 	Time    string      `json:"time,omitempty"`
 }
 
+// beforeJSON is what a file was before an event.
+type beforeJSON struct {
+	Absent  bool        `json:"absent,omitempty"`
+	Dir     bool        `json:"dir,omitempty"`
+	Version dc.Revision `json:"version,omitempty"`
+	Value   *string     `json:"value,omitempty"`
+	Base64  []byte      `json:"value64,omitempty"`
+}
+
+func before(f *client.LockFile) *beforeJSON {
+	if f == nil {
+		return nil
+	}
+	b := &beforeJSON{Absent: f.Absent, Dir: f.Dir, Version: f.Version}
+	if !f.Absent && !f.Dir {
+		b.Value, b.Base64 = textOrBytes(f.Value)
+	}
+	return b
+}
+
+// aboutFiles tells whether an event is one of the store's, rather than of the stream's.
+func aboutFiles(kind string) bool { return kind != "progress" && kind != "compacted" }
+
 func jsonLine(out []byte, rev client.LockRevision, ev client.LockEvent) []byte {
-	e := eventJSON{Rev: rev.Revision, Op: ev.Kind, Lost: ev.Lost}
-	if ev.Kind != "progress" {
+	e := eventJSON{Rev: rev.Revision, Op: ev.Kind, Lost: ev.Lost, Before: before(ev.Before)}
+	if aboutFiles(ev.Kind) {
 		e.Path, e.Time = &ev.Path, rev.Time.UTC().Format(time.RFC3339Nano)
 	}
 	switch ev.Kind {
@@ -169,7 +200,7 @@ func textOrBytes(value []byte) (*string, []byte) {
 // textLine is `REV OP PATH` and then words of the form key=value; text values are quoted as in Go and C.
 func textLine(out []byte, rev client.LockRevision, ev client.LockEvent) []byte {
 	out = fmt.Appendf(out, "%d %s", rev.Revision, ev.Kind)
-	if ev.Kind != "progress" {
+	if aboutFiles(ev.Kind) {
 		out = fmt.Appendf(out, " %s", strings.NewReplacer(" ", "%20", "\n", "%0A", "\t", "%09").Replace("/"+ev.Path))
 	}
 	switch ev.Kind {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	mrand "math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,6 +152,27 @@ func (c *Client) Stream(ctx context.Context, g dc.GroupID, call Call) error {
 		last = dc.Errorf(dc.Unavailable, "route", g.String(), "no replica of the group is known")
 	}
 	return last
+}
+
+// Nearest runs one read that any replica of g may answer: on this node if it has one, else on the others in turn, once each.
+func (c *Client) Nearest(ctx context.Context, g dc.GroupID, call Call) error {
+	ctx, cancel := withDefaultDeadline(ctx)
+	defer cancel()
+	nodes := c.cfg.Directory.Replicas(g)
+	h := c.header(ctx, g)
+	if slices.Contains(nodes, c.cfg.Node) {
+		nodes = append([]dc.NodeID{c.cfg.Node}, slices.DeleteFunc(slices.Clone(nodes), func(n dc.NodeID) bool { return n == c.cfg.Node })...)
+	}
+	err := error(dc.Errorf(dc.Unavailable, "route", g.String(), "no replica of the group is known"))
+	for _, n := range nodes {
+		attempt, cancel := context.WithTimeout(ctx, c.cfg.AttemptTimeout)
+		err = c.attempt(attempt, n, h, call)
+		cancel()
+		if err == nil || !retriable(err) || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
 }
 
 // OnNode makes one attempt on a given node, for requests that name a node (block stores, task output).

@@ -60,13 +60,14 @@ type LockFile struct {
 	Ephemeral bool   // a directory: files made in it live while held open; a file: it does
 	Value     []byte // from Read and Txn only
 	Absent    bool   // from Txn: there is no such file
+	Entries   int    // from Txn: a directory that was listed; so many of its files follow
 }
 
 func lockFile(f *dcpb.LockFileInfo) LockFile {
 	return LockFile{
 		Path: f.GetPath(), Dir: f.GetDir(), Created: dc.Revision(f.GetCreated()), Version: dc.Revision(f.GetVersion()), Size: int64(f.GetSize()),
 		Mode: f.GetMode(), UID: f.GetUid(), GID: f.GetGid(), ModTime: time.UnixMilli(f.GetMtimeMs()), Ephemeral: f.GetEphemeral(),
-		Value: f.GetValue(), Absent: f.GetAbsent(),
+		Value: f.GetValue(), Absent: f.GetAbsent(), Entries: int(f.GetEntries()),
 	}
 }
 
@@ -226,6 +227,11 @@ type LockTotals struct {
 	Revision, Compacted        dc.Revision
 	Files, Bytes, HistoryBytes int64
 	Delay                      time.Duration
+	// How much history is kept (no age: no bound of it), and since which revision the past can be read; 0: not at all.
+	HistoryAge          time.Duration
+	MaxHistoryBytes     int64
+	MaxHistoryRevisions int64
+	PastFrom            dc.Revision
 }
 
 // Totals reads them.
@@ -236,6 +242,8 @@ func (l *Lock) Totals(ctx context.Context) (LockTotals, error) {
 	return LockTotals{
 		Revision: dc.Revision(r.GetRevision()), Compacted: dc.Revision(r.GetCompacted()), Files: int64(r.GetFiles()), Bytes: int64(r.GetBytes()),
 		HistoryBytes: int64(r.GetHistoryBytes()), Delay: time.Duration(r.GetLockDelayMs()) * time.Millisecond,
+		HistoryAge: time.Duration(r.GetHistoryAgeMs()) * time.Millisecond, MaxHistoryBytes: int64(r.GetMaxHistoryBytes()),
+		MaxHistoryRevisions: int64(r.GetMaxHistoryRevisions()), PastFrom: dc.Revision(r.GetPastFrom()),
 	}, err
 }
 
@@ -249,6 +257,28 @@ func (l *Lock) Compact(ctx context.Context, through dc.Revision) error {
 			return err
 		}
 	}
+}
+
+// A LockHistory says how much history is to be kept; nil leaves a bound as it is, 0 makes it the default, which for the age is none.
+type LockHistory struct {
+	Age       *time.Duration
+	Bytes     *uint64
+	Revisions *uint64
+}
+
+// SetHistory sets bounds of the history. The leader compacts what is beyond them, in its own time.
+func (l *Lock) SetHistory(ctx context.Context, h LockHistory) error {
+	r := &dcpb.LockSettingsRequest{HistoryBytes: h.Bytes, HistoryRevisions: h.Revisions}
+	if h.Age != nil {
+		ms := h.Age.Milliseconds()
+		r.HistoryAgeMs = &ms
+	}
+	_, err := lockCall(ctx, l, true, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockChangeReply, error) {
+		return c.Settings(ctx, &dcpb.LockSettingsRequest{
+			Header: h, HistoryAgeMs: r.HistoryAgeMs, HistoryBytes: r.HistoryBytes, HistoryRevisions: r.HistoryRevisions,
+		})
+	})
+	return err
 }
 
 // SetDelay sets how long a lock stays free that was lost with its session.

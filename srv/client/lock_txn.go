@@ -21,6 +21,7 @@ type LockCondition struct {
 	Present bool
 	Value   *[]byte
 	Fence   *dc.Revision // the lock named Path is held under this fencing token
+	Created *dc.Revision // the file is the one made at this revision
 }
 
 // A LockVerb is what an operation of a transaction does.
@@ -33,6 +34,7 @@ const (
 	LockReadOp
 	LockMkdirOp
 	LockAppendOp
+	LockListOp // a directory: its own record and then those of its files, with values
 )
 
 // A LockOp is one operation of a transaction.
@@ -40,6 +42,8 @@ type LockOp struct {
 	Verb  LockVerb
 	Path  string
 	Value []byte
+	Limit int    // of a list; 0: all, or as many as a transaction may read
+	After string // of a list: names after this one
 }
 
 // LockTxnResult is what became of a transaction.
@@ -53,7 +57,7 @@ type LockTxnResult struct {
 func (l *Lock) Txn(ctx context.Context, t LockTxn) (LockTxnResult, error) {
 	conditions := make([]*dcpb.LockTxnCondition, 0, len(t.If))
 	for _, c := range t.If {
-		x := &dcpb.LockTxnCondition{Path: c.Path, Version: (*uint64)(c.Version), Absent: c.Absent, Present: c.Present, Fence: (*uint64)(c.Fence)}
+		x := &dcpb.LockTxnCondition{Path: c.Path, Version: (*uint64)(c.Version), Absent: c.Absent, Present: c.Present, Fence: (*uint64)(c.Fence), Created: (*uint64)(c.Created)}
 		if c.Value != nil {
 			x.Value = append([]byte{}, *c.Value...)
 		}
@@ -72,7 +76,7 @@ func (l *Lock) Txn(ctx context.Context, t LockTxn) (LockTxnResult, error) {
 func lockOps(ops []LockOp) []*dcpb.LockTxnOperation {
 	out := make([]*dcpb.LockTxnOperation, 0, len(ops))
 	for _, o := range ops {
-		out = append(out, &dcpb.LockTxnOperation{Kind: dcpb.LockTxnOperation_Kind(o.Verb), Path: o.Path, Value: o.Value})
+		out = append(out, &dcpb.LockTxnOperation{Kind: dcpb.LockTxnOperation_Kind(o.Verb), Path: o.Path, Value: o.Value, Limit: uint32(max(0, o.Limit)), After: o.After})
 	}
 	return out
 }

@@ -18,6 +18,7 @@ type LockWatch struct {
 	From      dc.Revision // the first revision to tell; 0: from now on
 	Path      string      // the path and what is directly in it
 	Recursive bool        // everything below it as well
+	Before    bool        // tell what files were before
 }
 
 // LockRevision is what one revision changed of what is watched. Without events it is a progress marker: everything up to
@@ -26,6 +27,9 @@ type LockRevision struct {
 	Revision dc.Revision
 	Time     time.Time
 	Events   []LockEvent
+	// Compacted, if not 0, says that what was to be told next is gone, with everything up to here; Watch ends with dc.Stale after it. Read the
+	// files again and watch from the next revision on. Revision is 0 then.
+	Compacted dc.Revision
 }
 
 // LockEvent is one change.
@@ -33,8 +37,10 @@ type LockEvent struct {
 	Kind string // put, delete, mkdir, rmdir, attr, lock, unlock
 	Path string
 	File LockFile // put (with the value), mkdir, attr
-	Hold LockHold // lock, unlock
-	Lost bool     // an unlock by the end of a session
+	// Before is what the file was, with its value, if it was asked for and noted; Absent if there was none.
+	Before *LockFile
+	Hold   LockHold // lock, unlock
+	Lost   bool     // an unlock by the end of a session
 }
 
 var lockEventKinds = map[dcpb.LockWatchEvent_Kind]string{
@@ -56,6 +62,10 @@ func (l *Lock) Watch(ctx context.Context, w LockWatch, fn func(LockRevision) err
 		told := false
 		err := l.watchOnce(ctx, w, func(rev LockRevision) error {
 			told = true
+			if rev.Compacted != 0 {
+				stopped = fn(rev)
+				return stopped
+			}
 			if w.From != 0 && rev.Revision < w.From-1 || len(rev.Events) > 0 && rev.Revision < w.From {
 				return nil
 			}
@@ -92,7 +102,7 @@ func (l *Lock) watchOnce(ctx context.Context, w LockWatch, fn func(LockRevision)
 		defer cancel()
 		silence := time.AfterFunc(watchSilence, cancel)
 		defer silence.Stop()
-		st, err := dcpb.NewLockClient(cc).Watch(ctx, &dcpb.LockWatchRequest{Header: h, From: uint64(w.From), Path: w.Path, Recursive: w.Recursive})
+		st, err := dcpb.NewLockClient(cc).Watch(ctx, &dcpb.LockWatchRequest{Header: h, From: uint64(w.From), Path: w.Path, Recursive: w.Recursive, Before: w.Before})
 		if err != nil {
 			return err
 		}
@@ -105,11 +115,14 @@ func (l *Lock) watchOnce(ctx context.Context, w LockWatch, fn func(LockRevision)
 				return rpc.FromStatus(err)
 			}
 			silence.Reset(watchSilence)
-			rev := LockRevision{Revision: dc.Revision(msg.Revision), Time: time.UnixMilli(msg.ClockMs)}
+			rev := LockRevision{Revision: dc.Revision(msg.Revision), Time: time.UnixMilli(msg.ClockMs), Compacted: dc.Revision(msg.Compacted)}
 			for _, ev := range msg.Events {
-				rev.Events = append(rev.Events, LockEvent{
-					Kind: lockEventKinds[ev.Kind], Path: ev.Path, File: lockFile(ev.File), Hold: lockHold(ev.Hold), Lost: ev.Lost,
-				})
+				x := LockEvent{Kind: lockEventKinds[ev.Kind], Path: ev.Path, File: lockFile(ev.File), Hold: lockHold(ev.Hold), Lost: ev.Lost}
+				if ev.Before != nil {
+					before := lockFile(ev.Before)
+					x.Before = &before
+				}
+				rev.Events = append(rev.Events, x)
 			}
 			if err := fn(rev); err != nil {
 				return dc.Errorf(dc.Interrupted, "lock.watch", w.Path, "%w", err) // stops; Watch returns fn's own error

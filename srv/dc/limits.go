@@ -32,6 +32,7 @@ const (
 	MaxLockWaiters    = 1024      // waiters for one lock
 	MaxLockTxnOps     = 128       // conditions, or operations, of one transaction
 	MaxLockTxnBytes   = 256 * KiB // values written by one transaction or moved by one rename
+	MaxLockTxnReads   = 1024      // files read by one transaction
 	MaxLockMove       = 128       // files that the rename of a directory moves
 	MaxLockHistory    = 100_000   // revisions kept for watchers; older ones are compacted
 	MaxLockHistoryB   = 256 * MiB // and their bytes

@@ -32,6 +32,7 @@ const (
 	LockTxnOperation_KIND_READ        LockTxnOperation_Kind = 3
 	LockTxnOperation_KIND_MKDIR       LockTxnOperation_Kind = 4
 	LockTxnOperation_KIND_APPEND      LockTxnOperation_Kind = 5
+	LockTxnOperation_KIND_LIST        LockTxnOperation_Kind = 6
 )
 
 // Enum value maps for LockTxnOperation_Kind.
@@ -43,6 +44,7 @@ var (
 		3: "KIND_READ",
 		4: "KIND_MKDIR",
 		5: "KIND_APPEND",
+		6: "KIND_LIST",
 	}
 	LockTxnOperation_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -51,6 +53,7 @@ var (
 		"KIND_READ":        3,
 		"KIND_MKDIR":       4,
 		"KIND_APPEND":      5,
+		"KIND_LIST":        6,
 	}
 )
 
@@ -159,6 +162,7 @@ type LockFileInfo struct {
 	Ephemeral     bool                   `protobuf:"varint,10,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	Value         []byte                 `protobuf:"bytes,11,opt,name=value,proto3" json:"value,omitempty"`
 	Absent        bool                   `protobuf:"varint,12,opt,name=absent,proto3" json:"absent,omitempty"`
+	Entries       uint32                 `protobuf:"varint,13,opt,name=entries,proto3" json:"entries,omitempty"` // of a transaction: a directory that was listed; so many of its files follow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -277,11 +281,20 @@ func (x *LockFileInfo) GetAbsent() bool {
 	return false
 }
 
+func (x *LockFileInfo) GetEntries() uint32 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
 type LockStatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	Value         bool                   `protobuf:"varint,3,opt,name=value,proto3" json:"value,omitempty"` // with the value
+	At            uint64                 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`       // as of this revision; 0: now
+	Stale         bool                   `protobuf:"varint,5,opt,name=stale,proto3" json:"stale,omitempty"` // whatever this node has; it need not lead
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,6 +346,20 @@ func (x *LockStatRequest) GetPath() string {
 func (x *LockStatRequest) GetValue() bool {
 	if x != nil {
 		return x.Value
+	}
+	return false
+}
+
+func (x *LockStatRequest) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *LockStatRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
 	}
 	return false
 }
@@ -403,6 +430,8 @@ type LockListRequest struct {
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	After         string                 `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
 	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	At            uint64                 `protobuf:"varint,5,opt,name=at,proto3" json:"at,omitempty"`
+	Stale         bool                   `protobuf:"varint,6,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,6 +492,20 @@ func (x *LockListRequest) GetLimit() uint32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *LockListRequest) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *LockListRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type LockListReply struct {
@@ -1150,6 +1193,7 @@ type LockTxnCondition struct {
 	Present       bool                   `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"`
 	Value         []byte                 `protobuf:"bytes,5,opt,name=value,proto3,oneof" json:"value,omitempty"`
 	Fence         *uint64                `protobuf:"varint,6,opt,name=fence,proto3,oneof" json:"fence,omitempty"`
+	Created       *uint64                `protobuf:"varint,7,opt,name=created,proto3,oneof" json:"created,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1226,11 +1270,20 @@ func (x *LockTxnCondition) GetFence() uint64 {
 	return 0
 }
 
+func (x *LockTxnCondition) GetCreated() uint64 {
+	if x != nil && x.Created != nil {
+		return *x.Created
+	}
+	return 0
+}
+
 type LockTxnOperation struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          LockTxnOperation_Kind  `protobuf:"varint,1,opt,name=kind,proto3,enum=dc.v1.LockTxnOperation_Kind" json:"kind,omitempty"`
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	After         string                 `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1284,6 +1337,20 @@ func (x *LockTxnOperation) GetValue() []byte {
 		return x.Value
 	}
 	return nil
+}
+
+func (x *LockTxnOperation) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *LockTxnOperation) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
 }
 
 type LockTxnReply struct {
@@ -2436,15 +2503,19 @@ func (x *LockTotalsRequest) GetHeader() *Header {
 }
 
 type LockTotalsReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Compacted     uint64                 `protobuf:"varint,2,opt,name=compacted,proto3" json:"compacted,omitempty"`
-	Files         uint64                 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	HistoryBytes  uint64                 `protobuf:"varint,5,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
-	LockDelayMs   uint32                 `protobuf:"varint,6,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Revision            uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Compacted           uint64                 `protobuf:"varint,2,opt,name=compacted,proto3" json:"compacted,omitempty"`
+	Files               uint64                 `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	Bytes               uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	HistoryBytes        uint64                 `protobuf:"varint,5,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
+	LockDelayMs         uint32                 `protobuf:"varint,6,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
+	HistoryAgeMs        int64                  `protobuf:"varint,7,opt,name=history_age_ms,json=historyAgeMs,proto3" json:"history_age_ms,omitempty"` // 0: no bound
+	MaxHistoryBytes     uint64                 `protobuf:"varint,8,opt,name=max_history_bytes,json=maxHistoryBytes,proto3" json:"max_history_bytes,omitempty"`
+	MaxHistoryRevisions uint64                 `protobuf:"varint,9,opt,name=max_history_revisions,json=maxHistoryRevisions,proto3" json:"max_history_revisions,omitempty"`
+	PastFrom            uint64                 `protobuf:"varint,10,opt,name=past_from,json=pastFrom,proto3" json:"past_from,omitempty"` // states from this revision on can be read; 0: none
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *LockTotalsReply) Reset() {
@@ -2519,12 +2590,41 @@ func (x *LockTotalsReply) GetLockDelayMs() uint32 {
 	return 0
 }
 
+func (x *LockTotalsReply) GetHistoryAgeMs() int64 {
+	if x != nil {
+		return x.HistoryAgeMs
+	}
+	return 0
+}
+
+func (x *LockTotalsReply) GetMaxHistoryBytes() uint64 {
+	if x != nil {
+		return x.MaxHistoryBytes
+	}
+	return 0
+}
+
+func (x *LockTotalsReply) GetMaxHistoryRevisions() uint64 {
+	if x != nil {
+		return x.MaxHistoryRevisions
+	}
+	return 0
+}
+
+func (x *LockTotalsReply) GetPastFrom() uint64 {
+	if x != nil {
+		return x.PastFrom
+	}
+	return 0
+}
+
 type LockWatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"` // the first revision to tell; 0: from now on
 	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	Recursive     bool                   `protobuf:"varint,4,opt,name=recursive,proto3" json:"recursive,omitempty"` // also everything below path
+	Before        bool                   `protobuf:"varint,5,opt,name=before,proto3" json:"before,omitempty"`       // tell also what each file was before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2587,11 +2687,20 @@ func (x *LockWatchRequest) GetRecursive() bool {
 	return false
 }
 
+func (x *LockWatchRequest) GetBefore() bool {
+	if x != nil {
+		return x.Before
+	}
+	return false
+}
+
 type LockWatchReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // everything up to here has been told
-	Events        []*LockWatchEvent      `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`      // of one revision; none: a progress marker
-	ClockMs       int64                  `protobuf:"varint,3,opt,name=clock_ms,json=clockMs,proto3" json:"clock_ms,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // everything up to here has been told
+	Events   []*LockWatchEvent      `protobuf:"bytes,2,rep,name=events,proto3" json:"events,omitempty"`      // of one revision; none: a progress marker
+	ClockMs  int64                  `protobuf:"varint,3,opt,name=clock_ms,json=clockMs,proto3" json:"clock_ms,omitempty"`
+	// What was to be told next is compacted away: history up to here is gone. The stream ends with Stale after it; revision is 0 then.
+	Compacted     uint64 `protobuf:"varint,4,opt,name=compacted,proto3" json:"compacted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2647,6 +2756,13 @@ func (x *LockWatchReply) GetClockMs() int64 {
 	return 0
 }
 
+func (x *LockWatchReply) GetCompacted() uint64 {
+	if x != nil {
+		return x.Compacted
+	}
+	return 0
+}
+
 type LockWatchEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          LockWatchEvent_Kind    `protobuf:"varint,1,opt,name=kind,proto3,enum=dc.v1.LockWatchEvent_Kind" json:"kind,omitempty"`
@@ -2654,6 +2770,7 @@ type LockWatchEvent struct {
 	File          *LockFileInfo          `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
 	Hold          *LockHoldInfo          `protobuf:"bytes,4,opt,name=hold,proto3" json:"hold,omitempty"`
 	Lost          bool                   `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`
+	Before        *LockFileInfo          `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"` // absent: there was none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2723,6 +2840,13 @@ func (x *LockWatchEvent) GetLost() bool {
 	return false
 }
 
+func (x *LockWatchEvent) GetBefore() *LockFileInfo {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
 type LockCompactRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -2776,11 +2900,14 @@ func (x *LockCompactRequest) GetThrough() uint64 {
 }
 
 type LockSettingsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
-	LockDelayMs   *uint32                `protobuf:"varint,2,opt,name=lock_delay_ms,json=lockDelayMs,proto3,oneof" json:"lock_delay_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Header           *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	LockDelayMs      *uint32                `protobuf:"varint,2,opt,name=lock_delay_ms,json=lockDelayMs,proto3,oneof" json:"lock_delay_ms,omitempty"`
+	HistoryAgeMs     *int64                 `protobuf:"varint,3,opt,name=history_age_ms,json=historyAgeMs,proto3,oneof" json:"history_age_ms,omitempty"` // 0: no bound
+	HistoryBytes     *uint64                `protobuf:"varint,4,opt,name=history_bytes,json=historyBytes,proto3,oneof" json:"history_bytes,omitempty"`   // 0: the default, as the next
+	HistoryRevisions *uint64                `protobuf:"varint,5,opt,name=history_revisions,json=historyRevisions,proto3,oneof" json:"history_revisions,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *LockSettingsRequest) Reset() {
@@ -2827,11 +2954,32 @@ func (x *LockSettingsRequest) GetLockDelayMs() uint32 {
 	return 0
 }
 
+func (x *LockSettingsRequest) GetHistoryAgeMs() int64 {
+	if x != nil && x.HistoryAgeMs != nil {
+		return *x.HistoryAgeMs
+	}
+	return 0
+}
+
+func (x *LockSettingsRequest) GetHistoryBytes() uint64 {
+	if x != nil && x.HistoryBytes != nil {
+		return *x.HistoryBytes
+	}
+	return 0
+}
+
+func (x *LockSettingsRequest) GetHistoryRevisions() uint64 {
+	if x != nil && x.HistoryRevisions != nil {
+		return *x.HistoryRevisions
+	}
+	return 0
+}
+
 var File_lock_service_proto protoreflect.FileDescriptor
 
 const file_lock_service_proto_rawDesc = "" +
 	"\n" +
-	"\x12lock_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\x9b\x02\n" +
+	"\x12lock_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\xb5\x02\n" +
 	"\fLockFileInfo\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\bR\x03dir\x12\x18\n" +
@@ -2845,20 +2993,25 @@ const file_lock_service_proto_rawDesc = "" +
 	"\tephemeral\x18\n" +
 	" \x01(\bR\tephemeral\x12\x14\n" +
 	"\x05value\x18\v \x01(\fR\x05value\x12\x16\n" +
-	"\x06absent\x18\f \x01(\bR\x06absent\"b\n" +
+	"\x06absent\x18\f \x01(\bR\x06absent\x12\x18\n" +
+	"\aentries\x18\r \x01(\rR\aentries\"\x88\x01\n" +
 	"\x0fLockStatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\bR\x05value\"j\n" +
+	"\x05value\x18\x03 \x01(\bR\x05value\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x04R\x02at\x12\x14\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"j\n" +
 	"\rLockStatReply\x12'\n" +
 	"\x04file\x18\x01 \x01(\v2\x13.dc.v1.LockFileInfoR\x04file\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
-	"\x05fence\x18\x03 \x01(\x04R\x05fence\"x\n" +
+	"\x05fence\x18\x03 \x01(\x04R\x05fence\"\x9e\x01\n" +
 	"\x0fLockListRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
 	"\x05after\x18\x03 \x01(\tR\x05after\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\rR\x05limit\":\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x0e\n" +
+	"\x02at\x18\x05 \x01(\x04R\x02at\x12\x14\n" +
+	"\x05stale\x18\x06 \x01(\bR\x05stale\":\n" +
 	"\rLockListReply\x12)\n" +
 	"\x05files\x18\x01 \x03(\v2\x13.dc.v1.LockFileInfoR\x05files\"\xc2\x01\n" +
 	"\x11LockCreateRequest\x12%\n" +
@@ -2924,22 +3077,27 @@ const file_lock_service_proto_rawDesc = "" +
 	"conditions\x18\x02 \x03(\v2\x17.dc.v1.LockTxnConditionR\n" +
 	"conditions\x12+\n" +
 	"\x04then\x18\x03 \x03(\v2\x17.dc.v1.LockTxnOperationR\x04then\x125\n" +
-	"\totherwise\x18\x04 \x03(\v2\x17.dc.v1.LockTxnOperationR\totherwise\"\xcd\x01\n" +
+	"\totherwise\x18\x04 \x03(\v2\x17.dc.v1.LockTxnOperationR\totherwise\"\xf8\x01\n" +
 	"\x10LockTxnCondition\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
 	"\aversion\x18\x02 \x01(\x04H\x00R\aversion\x88\x01\x01\x12\x16\n" +
 	"\x06absent\x18\x03 \x01(\bR\x06absent\x12\x18\n" +
 	"\apresent\x18\x04 \x01(\bR\apresent\x12\x19\n" +
 	"\x05value\x18\x05 \x01(\fH\x01R\x05value\x88\x01\x01\x12\x19\n" +
-	"\x05fence\x18\x06 \x01(\x04H\x02R\x05fence\x88\x01\x01B\n" +
+	"\x05fence\x18\x06 \x01(\x04H\x02R\x05fence\x88\x01\x01\x12\x1d\n" +
+	"\acreated\x18\a \x01(\x04H\x03R\acreated\x88\x01\x01B\n" +
 	"\n" +
 	"\b_versionB\b\n" +
 	"\x06_valueB\b\n" +
-	"\x06_fence\"\xdb\x01\n" +
+	"\x06_fenceB\n" +
+	"\n" +
+	"\b_created\"\x96\x02\n" +
 	"\x10LockTxnOperation\x120\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1c.dc.v1.LockTxnOperation.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"k\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05after\x18\x05 \x01(\tR\x05after\"z\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_PUT\x10\x01\x12\x0f\n" +
@@ -2947,7 +3105,8 @@ const file_lock_service_proto_rawDesc = "" +
 	"\tKIND_READ\x10\x03\x12\x0e\n" +
 	"\n" +
 	"KIND_MKDIR\x10\x04\x12\x0f\n" +
-	"\vKIND_APPEND\x10\x05\"i\n" +
+	"\vKIND_APPEND\x10\x05\x12\r\n" +
+	"\tKIND_LIST\x10\x06\"i\n" +
 	"\fLockTxnReply\x12\x12\n" +
 	"\x04then\x18\x01 \x01(\bR\x04then\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12)\n" +
@@ -3030,29 +3189,37 @@ const file_lock_service_proto_rawDesc = "" +
 	"\x11LockSessionsReply\x122\n" +
 	"\bsessions\x18\x01 \x03(\v2\x16.dc.v1.LockSessionInfoR\bsessions\":\n" +
 	"\x11LockTotalsRequest\x12%\n" +
-	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"\xc0\x01\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"\xe3\x02\n" +
 	"\x0fLockTotalsReply\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1c\n" +
 	"\tcompacted\x18\x02 \x01(\x04R\tcompacted\x12\x14\n" +
 	"\x05files\x18\x03 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12#\n" +
 	"\rhistory_bytes\x18\x05 \x01(\x04R\fhistoryBytes\x12\"\n" +
-	"\rlock_delay_ms\x18\x06 \x01(\rR\vlockDelayMs\"\x7f\n" +
+	"\rlock_delay_ms\x18\x06 \x01(\rR\vlockDelayMs\x12$\n" +
+	"\x0ehistory_age_ms\x18\a \x01(\x03R\fhistoryAgeMs\x12*\n" +
+	"\x11max_history_bytes\x18\b \x01(\x04R\x0fmaxHistoryBytes\x122\n" +
+	"\x15max_history_revisions\x18\t \x01(\x04R\x13maxHistoryRevisions\x12\x1b\n" +
+	"\tpast_from\x18\n" +
+	" \x01(\x04R\bpastFrom\"\x97\x01\n" +
 	"\x10LockWatchRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1c\n" +
-	"\trecursive\x18\x04 \x01(\bR\trecursive\"v\n" +
+	"\trecursive\x18\x04 \x01(\bR\trecursive\x12\x16\n" +
+	"\x06before\x18\x05 \x01(\bR\x06before\"\x94\x01\n" +
 	"\x0eLockWatchReply\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
 	"\x06events\x18\x02 \x03(\v2\x15.dc.v1.LockWatchEventR\x06events\x12\x19\n" +
-	"\bclock_ms\x18\x03 \x01(\x03R\aclockMs\"\xc7\x02\n" +
+	"\bclock_ms\x18\x03 \x01(\x03R\aclockMs\x12\x1c\n" +
+	"\tcompacted\x18\x04 \x01(\x04R\tcompacted\"\xf4\x02\n" +
 	"\x0eLockWatchEvent\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.dc.v1.LockWatchEvent.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12'\n" +
 	"\x04file\x18\x03 \x01(\v2\x13.dc.v1.LockFileInfoR\x04file\x12'\n" +
 	"\x04hold\x18\x04 \x01(\v2\x13.dc.v1.LockHoldInfoR\x04hold\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\bR\x04lost\"\x8a\x01\n" +
+	"\x04lost\x18\x05 \x01(\bR\x04lost\x12+\n" +
+	"\x06before\x18\x06 \x01(\v2\x13.dc.v1.LockFileInfoR\x06before\"\x8a\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_PUT\x10\x01\x12\x0f\n" +
@@ -3066,11 +3233,17 @@ const file_lock_service_proto_rawDesc = "" +
 	"\vKIND_UNLOCK\x10\a\"U\n" +
 	"\x12LockCompactRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
-	"\athrough\x18\x02 \x01(\x04R\athrough\"w\n" +
+	"\athrough\x18\x02 \x01(\x04R\athrough\"\xb9\x02\n" +
 	"\x13LockSettingsRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12'\n" +
-	"\rlock_delay_ms\x18\x02 \x01(\rH\x00R\vlockDelayMs\x88\x01\x01B\x10\n" +
-	"\x0e_lock_delay_ms2\x91\n" +
+	"\rlock_delay_ms\x18\x02 \x01(\rH\x00R\vlockDelayMs\x88\x01\x01\x12)\n" +
+	"\x0ehistory_age_ms\x18\x03 \x01(\x03H\x01R\fhistoryAgeMs\x88\x01\x01\x12(\n" +
+	"\rhistory_bytes\x18\x04 \x01(\x04H\x02R\fhistoryBytes\x88\x01\x01\x120\n" +
+	"\x11history_revisions\x18\x05 \x01(\x04H\x03R\x10historyRevisions\x88\x01\x01B\x10\n" +
+	"\x0e_lock_delay_msB\x11\n" +
+	"\x0f_history_age_msB\x10\n" +
+	"\x0e_history_bytesB\x14\n" +
+	"\x12_history_revisions2\x91\n" +
 	"\n" +
 	"\x04Lock\x124\n" +
 	"\x04Stat\x12\x16.dc.v1.LockStatRequest\x1a\x14.dc.v1.LockStatReply\x124\n" +
@@ -3192,55 +3365,56 @@ var file_lock_service_proto_depIdxs = []int32{
 	1,  // 32: dc.v1.LockWatchEvent.kind:type_name -> dc.v1.LockWatchEvent.Kind
 	2,  // 33: dc.v1.LockWatchEvent.file:type_name -> dc.v1.LockFileInfo
 	30, // 34: dc.v1.LockWatchEvent.hold:type_name -> dc.v1.LockHoldInfo
-	42, // 35: dc.v1.LockCompactRequest.header:type_name -> dc.v1.Header
-	42, // 36: dc.v1.LockSettingsRequest.header:type_name -> dc.v1.Header
-	3,  // 37: dc.v1.Lock.Stat:input_type -> dc.v1.LockStatRequest
-	5,  // 38: dc.v1.Lock.List:input_type -> dc.v1.LockListRequest
-	7,  // 39: dc.v1.Lock.Create:input_type -> dc.v1.LockCreateRequest
-	9,  // 40: dc.v1.Lock.Put:input_type -> dc.v1.LockPutRequest
-	10, // 41: dc.v1.Lock.Remove:input_type -> dc.v1.LockRemoveRequest
-	11, // 42: dc.v1.Lock.Rename:input_type -> dc.v1.LockRenameRequest
-	12, // 43: dc.v1.Lock.SetAttr:input_type -> dc.v1.LockSetAttrRequest
-	14, // 44: dc.v1.Lock.Txn:input_type -> dc.v1.LockTxnRequest
-	18, // 45: dc.v1.Lock.Acquire:input_type -> dc.v1.LockAcquireRequest
-	20, // 46: dc.v1.Lock.Await:input_type -> dc.v1.LockAwaitRequest
-	21, // 47: dc.v1.Lock.Release:input_type -> dc.v1.LockReleaseRequest
-	22, // 48: dc.v1.Lock.Generation:input_type -> dc.v1.LockGenerationRequest
-	24, // 49: dc.v1.Lock.OpenSession:input_type -> dc.v1.LockOpenSessionRequest
-	26, // 50: dc.v1.Lock.KeepAlive:input_type -> dc.v1.LockKeepAliveRequest
-	28, // 51: dc.v1.Lock.EndSession:input_type -> dc.v1.LockEndSessionRequest
-	29, // 52: dc.v1.Lock.Holds:input_type -> dc.v1.LockHoldsRequest
-	32, // 53: dc.v1.Lock.Sessions:input_type -> dc.v1.LockSessionsRequest
-	35, // 54: dc.v1.Lock.Totals:input_type -> dc.v1.LockTotalsRequest
-	37, // 55: dc.v1.Lock.Watch:input_type -> dc.v1.LockWatchRequest
-	40, // 56: dc.v1.Lock.Compact:input_type -> dc.v1.LockCompactRequest
-	41, // 57: dc.v1.Lock.Settings:input_type -> dc.v1.LockSettingsRequest
-	4,  // 58: dc.v1.Lock.Stat:output_type -> dc.v1.LockStatReply
-	6,  // 59: dc.v1.Lock.List:output_type -> dc.v1.LockListReply
-	13, // 60: dc.v1.Lock.Create:output_type -> dc.v1.LockChangeReply
-	13, // 61: dc.v1.Lock.Put:output_type -> dc.v1.LockChangeReply
-	13, // 62: dc.v1.Lock.Remove:output_type -> dc.v1.LockChangeReply
-	13, // 63: dc.v1.Lock.Rename:output_type -> dc.v1.LockChangeReply
-	13, // 64: dc.v1.Lock.SetAttr:output_type -> dc.v1.LockChangeReply
-	17, // 65: dc.v1.Lock.Txn:output_type -> dc.v1.LockTxnReply
-	19, // 66: dc.v1.Lock.Acquire:output_type -> dc.v1.LockAcquireReply
-	19, // 67: dc.v1.Lock.Await:output_type -> dc.v1.LockAcquireReply
-	13, // 68: dc.v1.Lock.Release:output_type -> dc.v1.LockChangeReply
-	23, // 69: dc.v1.Lock.Generation:output_type -> dc.v1.LockGenerationReply
-	25, // 70: dc.v1.Lock.OpenSession:output_type -> dc.v1.LockOpenSessionReply
-	27, // 71: dc.v1.Lock.KeepAlive:output_type -> dc.v1.LockKeepAliveReply
-	13, // 72: dc.v1.Lock.EndSession:output_type -> dc.v1.LockChangeReply
-	31, // 73: dc.v1.Lock.Holds:output_type -> dc.v1.LockHoldsReply
-	34, // 74: dc.v1.Lock.Sessions:output_type -> dc.v1.LockSessionsReply
-	36, // 75: dc.v1.Lock.Totals:output_type -> dc.v1.LockTotalsReply
-	38, // 76: dc.v1.Lock.Watch:output_type -> dc.v1.LockWatchReply
-	13, // 77: dc.v1.Lock.Compact:output_type -> dc.v1.LockChangeReply
-	13, // 78: dc.v1.Lock.Settings:output_type -> dc.v1.LockChangeReply
-	58, // [58:79] is the sub-list for method output_type
-	37, // [37:58] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	2,  // 35: dc.v1.LockWatchEvent.before:type_name -> dc.v1.LockFileInfo
+	42, // 36: dc.v1.LockCompactRequest.header:type_name -> dc.v1.Header
+	42, // 37: dc.v1.LockSettingsRequest.header:type_name -> dc.v1.Header
+	3,  // 38: dc.v1.Lock.Stat:input_type -> dc.v1.LockStatRequest
+	5,  // 39: dc.v1.Lock.List:input_type -> dc.v1.LockListRequest
+	7,  // 40: dc.v1.Lock.Create:input_type -> dc.v1.LockCreateRequest
+	9,  // 41: dc.v1.Lock.Put:input_type -> dc.v1.LockPutRequest
+	10, // 42: dc.v1.Lock.Remove:input_type -> dc.v1.LockRemoveRequest
+	11, // 43: dc.v1.Lock.Rename:input_type -> dc.v1.LockRenameRequest
+	12, // 44: dc.v1.Lock.SetAttr:input_type -> dc.v1.LockSetAttrRequest
+	14, // 45: dc.v1.Lock.Txn:input_type -> dc.v1.LockTxnRequest
+	18, // 46: dc.v1.Lock.Acquire:input_type -> dc.v1.LockAcquireRequest
+	20, // 47: dc.v1.Lock.Await:input_type -> dc.v1.LockAwaitRequest
+	21, // 48: dc.v1.Lock.Release:input_type -> dc.v1.LockReleaseRequest
+	22, // 49: dc.v1.Lock.Generation:input_type -> dc.v1.LockGenerationRequest
+	24, // 50: dc.v1.Lock.OpenSession:input_type -> dc.v1.LockOpenSessionRequest
+	26, // 51: dc.v1.Lock.KeepAlive:input_type -> dc.v1.LockKeepAliveRequest
+	28, // 52: dc.v1.Lock.EndSession:input_type -> dc.v1.LockEndSessionRequest
+	29, // 53: dc.v1.Lock.Holds:input_type -> dc.v1.LockHoldsRequest
+	32, // 54: dc.v1.Lock.Sessions:input_type -> dc.v1.LockSessionsRequest
+	35, // 55: dc.v1.Lock.Totals:input_type -> dc.v1.LockTotalsRequest
+	37, // 56: dc.v1.Lock.Watch:input_type -> dc.v1.LockWatchRequest
+	40, // 57: dc.v1.Lock.Compact:input_type -> dc.v1.LockCompactRequest
+	41, // 58: dc.v1.Lock.Settings:input_type -> dc.v1.LockSettingsRequest
+	4,  // 59: dc.v1.Lock.Stat:output_type -> dc.v1.LockStatReply
+	6,  // 60: dc.v1.Lock.List:output_type -> dc.v1.LockListReply
+	13, // 61: dc.v1.Lock.Create:output_type -> dc.v1.LockChangeReply
+	13, // 62: dc.v1.Lock.Put:output_type -> dc.v1.LockChangeReply
+	13, // 63: dc.v1.Lock.Remove:output_type -> dc.v1.LockChangeReply
+	13, // 64: dc.v1.Lock.Rename:output_type -> dc.v1.LockChangeReply
+	13, // 65: dc.v1.Lock.SetAttr:output_type -> dc.v1.LockChangeReply
+	17, // 66: dc.v1.Lock.Txn:output_type -> dc.v1.LockTxnReply
+	19, // 67: dc.v1.Lock.Acquire:output_type -> dc.v1.LockAcquireReply
+	19, // 68: dc.v1.Lock.Await:output_type -> dc.v1.LockAcquireReply
+	13, // 69: dc.v1.Lock.Release:output_type -> dc.v1.LockChangeReply
+	23, // 70: dc.v1.Lock.Generation:output_type -> dc.v1.LockGenerationReply
+	25, // 71: dc.v1.Lock.OpenSession:output_type -> dc.v1.LockOpenSessionReply
+	27, // 72: dc.v1.Lock.KeepAlive:output_type -> dc.v1.LockKeepAliveReply
+	13, // 73: dc.v1.Lock.EndSession:output_type -> dc.v1.LockChangeReply
+	31, // 74: dc.v1.Lock.Holds:output_type -> dc.v1.LockHoldsReply
+	34, // 75: dc.v1.Lock.Sessions:output_type -> dc.v1.LockSessionsReply
+	36, // 76: dc.v1.Lock.Totals:output_type -> dc.v1.LockTotalsReply
+	38, // 77: dc.v1.Lock.Watch:output_type -> dc.v1.LockWatchReply
+	13, // 78: dc.v1.Lock.Compact:output_type -> dc.v1.LockChangeReply
+	13, // 79: dc.v1.Lock.Settings:output_type -> dc.v1.LockChangeReply
+	59, // [59:80] is the sub-list for method output_type
+	38, // [38:59] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_lock_service_proto_init() }

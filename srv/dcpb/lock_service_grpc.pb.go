@@ -48,7 +48,7 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type LockClient interface {
-	// Files.
+	// Files. Stat and List also tell of an earlier revision, and, if the caller asks for it, of what the asked node has, however old.
 	Stat(ctx context.Context, in *LockStatRequest, opts ...grpc.CallOption) (*LockStatReply, error)
 	List(ctx context.Context, in *LockListRequest, opts ...grpc.CallOption) (*LockListReply, error)
 	Create(ctx context.Context, in *LockCreateRequest, opts ...grpc.CallOption) (*LockChangeReply, error)
@@ -306,7 +306,7 @@ func (c *lockClient) Settings(ctx context.Context, in *LockSettingsRequest, opts
 // All implementations must embed UnimplementedLockServer
 // for forward compatibility.
 type LockServer interface {
-	// Files.
+	// Files. Stat and List also tell of an earlier revision, and, if the caller asks for it, of what the asked node has, however old.
 	Stat(context.Context, *LockStatRequest) (*LockStatReply, error)
 	List(context.Context, *LockListRequest) (*LockListReply, error)
 	Create(context.Context, *LockCreateRequest) (*LockChangeReply, error)

@@ -18,13 +18,24 @@ func (s *Service) Stat(ctx context.Context, r *dcpb.LockStatRequest) (*dcpb.Lock
 		return nil, err
 	}
 	out := &dcpb.LockStatReply{}
-	return out, s.view(ctx, op, r.Header, func(rd storage.Reader) error {
-		f := lock.Stat(rd, r.Path)
-		if f == nil {
-			return dc.Errorf(dc.NotFound, op, r.Path, "")
+	return out, s.look(ctx, op, r.Header, r.At, r.Stale, func(rd storage.Reader) error {
+		var f *command.LockFile
+		if r.At != 0 {
+			f = lock.At(rd, r.Path, dc.Revision(r.At))
+		} else {
+			f = lock.Stat(rd, r.Path)
 		}
-		if r.Value && !f.Dir {
+		switch {
+		case f == nil:
+			return dc.Errorf(dc.NotFound, op, r.Path, "")
+		case !r.Value:
+			f.Value = nil
+		case r.At == 0 && !f.Dir:
 			f.Value = lock.Value(rd, r.Path)
+		}
+		if r.At != 0 {
+			out.File, out.Revision = fileInfo(f), r.At
+			return nil
 		}
 		out.File, out.Revision = fileInfo(f), lock.Totals(rd).Revision
 		if q := lock.Queue(rd, r.Path); q != nil && q.Holders > 0 {
@@ -45,14 +56,21 @@ func (s *Service) List(ctx context.Context, r *dcpb.LockListRequest) (*dcpb.Lock
 		limit = dc.MaxScanPage
 	}
 	out := &dcpb.LockListReply{}
-	return out, s.view(ctx, op, r.Header, func(rd storage.Reader) error {
-		switch f := lock.Stat(rd, r.Path); {
+	return out, s.look(ctx, op, r.Header, r.At, r.Stale, func(rd storage.Reader) error {
+		find, list := lock.Stat, lock.List
+		if at := dc.Revision(r.At); at != 0 {
+			find = func(rd storage.Reader, path string) *command.LockFile { return lock.At(rd, path, at) }
+			list = func(rd storage.Reader, dir, after string, limit int) []*command.LockFile {
+				return lock.ListAt(rd, dir, after, limit, at)
+			}
+		}
+		switch f := find(rd, r.Path); {
 		case f == nil:
 			return dc.Errorf(dc.NotFound, op, r.Path, "")
 		case !f.Dir:
 			return dc.Errorf(dc.NotDir, op, r.Path, "")
 		}
-		for _, f := range lock.List(rd, r.Path, r.After, limit) {
+		for _, f := range list(rd, r.Path, r.After, limit) {
 			out.Files = append(out.Files, fileInfo(f))
 		}
 		return nil
@@ -113,7 +131,7 @@ func (s *Service) Txn(ctx context.Context, r *dcpb.LockTxnRequest) (*dcpb.LockTx
 	c := &command.LockTxn{Uid: p.UID, Gid: p.GID, Then: operations(r.Then), Otherwise: operations(r.Otherwise)}
 	for _, x := range r.Conditions {
 		c.Conditions = append(c.Conditions, &command.LockCondition{
-			Path: x.Path, Version: x.Version, Absent: x.Absent, Present: x.Present, Value: x.Value, Fence: x.Fence,
+			Path: x.Path, Version: x.Version, Absent: x.Absent, Present: x.Present, Value: x.Value, Fence: x.Fence, Created: x.Created,
 		})
 	}
 	res, err := t.do(ctx, rpc.RequestID(r.Header), c)
@@ -130,7 +148,7 @@ func (s *Service) Txn(ctx context.Context, r *dcpb.LockTxnRequest) (*dcpb.LockTx
 func operations(in []*dcpb.LockTxnOperation) []*command.LockTxnOp {
 	out := make([]*command.LockTxnOp, 0, len(in))
 	for _, o := range in {
-		out = append(out, &command.LockTxnOp{Kind: command.LockTxnOp_Kind(o.Kind), Path: o.Path, Value: o.Value})
+		out = append(out, &command.LockTxnOp{Kind: command.LockTxnOp_Kind(o.Kind), Path: o.Path, Value: o.Value, Limit: o.Limit, After: o.After})
 	}
 	return out
 }
@@ -142,6 +160,10 @@ func (s *Service) Totals(ctx context.Context, r *dcpb.LockTotalsRequest) (*dcpb.
 		st := lock.Totals(rd)
 		out.Revision, out.Compacted, out.LockDelayMs = st.Revision, st.Compacted, st.LockDelayMs
 		out.Files, out.Bytes, out.HistoryBytes = st.Files, st.Bytes, st.HistoryBytes
+		out.HistoryAgeMs, out.MaxHistoryBytes, out.MaxHistoryRevisions = st.HistoryAgeMs, maxBytes(st), maxRevisions(st)
+		if st.PastFrom > 0 {
+			out.PastFrom = max(st.Compacted, st.PastFrom-1)
+		}
 		return nil
 	})
 }
@@ -153,13 +175,22 @@ func (s *Service) Compact(ctx context.Context, r *dcpb.LockCompactRequest) (*dcp
 
 // Settings changes settings of the store.
 func (s *Service) Settings(ctx context.Context, r *dcpb.LockSettingsRequest) (*dcpb.LockChangeReply, error) {
-	return s.change(ctx, "lock.ctl", r.Header, &command.LockSettings{LockDelayMs: r.LockDelayMs})
+	out, err := s.change(ctx, "lock.ctl", r.Header, &command.LockSettings{
+		LockDelayMs: r.LockDelayMs, HistoryAgeMs: r.HistoryAgeMs, HistoryBytes: r.HistoryBytes, HistoryRevisions: r.HistoryRevisions,
+	})
+	if t := s.term(dc.GroupID(r.Header.GetGroup())); err == nil && t != nil {
+		t.mu.Lock()
+		t.crowded = true // perhaps now
+		t.mu.Unlock()
+		signal(t.woken)
+	}
+	return out, err
 }
 
 func fileInfo(f *command.LockFile) *dcpb.LockFileInfo {
 	return &dcpb.LockFileInfo{
 		Path: f.Path, Dir: f.Dir, Created: f.Created, Version: f.Version, Size: f.Size, Mode: f.Mode, Uid: f.Uid, Gid: f.Gid,
-		MtimeMs: f.MtimeMs, Ephemeral: f.Ephemeral, Value: f.Value, Absent: f.Absent,
+		MtimeMs: f.MtimeMs, Ephemeral: f.Ephemeral, Value: f.Value, Absent: f.Absent, Entries: f.Entries,
 	}
 }
 

@@ -48,7 +48,7 @@ func (h *hub) append(rev *command.LockHistory) {
 func size(rev *command.LockHistory) int {
 	n := 64
 	for _, ev := range rev.Events {
-		n += 128 + 2*len(ev.Path) + len(ev.File.GetValue())
+		n += 128 + 2*len(ev.Path) + len(ev.File.GetValue()) + len(ev.Before.GetValue())
 	}
 	return n
 }

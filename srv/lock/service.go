@@ -30,9 +30,10 @@ type Service struct {
 	dcpb.UnimplementedLockServer
 	log *slog.Logger
 
-	mu    sync.Mutex
-	hubs  map[dc.GroupID]*hub
-	terms map[dc.GroupID]*term // groups that this node leads now
+	mu     sync.Mutex
+	hubs   map[dc.GroupID]*hub
+	terms  map[dc.GroupID]*term           // groups that this node leads now
+	copies map[dc.GroupID]replica.Replica // all that it has a copy of
 }
 
 var _ dcpb.LockServer = (*Service)(nil)
@@ -42,7 +43,7 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{log: cfg.Log, hubs: map[dc.GroupID]*hub{}, terms: map[dc.GroupID]*term{}}
+	return &Service{log: cfg.Log, hubs: map[dc.GroupID]*hub{}, terms: map[dc.GroupID]*term{}, copies: map[dc.GroupID]replica.Replica{}}
 }
 
 // Kind says how a node runs lock groups.
@@ -51,10 +52,17 @@ func (s *Service) Kind() replica.Kind {
 		Name:       dc.KindLock,
 		Machine:    lock.New,
 		CacheBytes: cacheBytes,
+		Opened:     s.opened,
 		Lead:       s.lead,
 		Applied:    s.applied,
 		Register:   func(r grpc.ServiceRegistrar) { dcpb.RegisterLockServer(r, s) },
 	}
+}
+
+func (s *Service) opened(r replica.Replica) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.copies[r.Group()] = r
 }
 
 func (s *Service) hub(g dc.GroupID) *hub {
@@ -91,14 +99,22 @@ func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
 // a caller must name the node it speaks from; every principal may read, change and lock every path.
 func (s *Service) admit(op string, h *dcpb.Header) (*term, dc.Principal, error) {
 	p := rpc.Principal(h)
-	if p.Node == 0 {
-		return nil, p, dc.Errorf(dc.Denied, op, "", "the request names no node")
+	if err := admitted(op, p); err != nil {
+		return nil, p, err
 	}
 	t := s.term(dc.GroupID(h.GetGroup()))
 	if t == nil {
 		return nil, p, dc.Errorf(dc.NotLeader, op, "", "this node does not lead group %s", dc.GroupID(h.GetGroup()))
 	}
 	return t, p, nil
+}
+
+// admitted tells whether a caller may do anything here.
+func admitted(op string, p dc.Principal) error {
+	if p.Node == 0 {
+		return dc.Errorf(dc.Denied, op, "", "the request names no node")
+	}
+	return nil
 }
 
 // do replicates one command and decodes its result.
@@ -133,6 +149,31 @@ func (s *Service) change(ctx context.Context, name string, h *dcpb.Header, op an
 		out.File = fileInfo(res.File)
 	}
 	return out, nil
+}
+
+// look runs fn on a linearizable view, or, if the caller said that it may be stale, on what this node has, as of revision at unless that is 0.
+func (s *Service) look(ctx context.Context, name string, h *dcpb.Header, at uint64, stale bool, fn func(storage.Reader) error) error {
+	checked := func(rd storage.Reader) error {
+		if at != 0 {
+			if err := lock.Past(rd, dc.Revision(at)); err != nil {
+				return err
+			}
+		}
+		return fn(rd)
+	}
+	if !stale {
+		return s.view(ctx, name, h, checked)
+	}
+	if err := admitted(name, rpc.Principal(h)); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	r := s.copies[dc.GroupID(h.GetGroup())]
+	s.mu.Unlock()
+	if r == nil {
+		return dc.Errorf(dc.NotLeader, name, "", "this node has no copy of group %s", dc.GroupID(h.GetGroup()))
+	}
+	return r.Local(checked)
 }
 
 // view admits a request and runs fn on a linearizable view.

@@ -40,6 +40,8 @@ type term struct {
 	reap    map[uint64]bool  // sessions that have ended and left something
 	due     map[string]int64 // locks to look at again, by cluster clock
 	crowded bool             // history is over its bounds, perhaps
+	age     time.Duration    // that history may reach, as of the last trim; 0: any
+	aged    time.Time        // when the oldest history will be too old; zero: never, or not known
 	waiters map[waiter]chan struct{}
 	woken   chan struct{} // holds one token when there is news for run
 }
@@ -176,10 +178,14 @@ func (t *term) observe(ev any) {
 				t.signalLocked(waiter{e.Path, e.Hold.Session, e.Hold.Owner})
 			}
 		}
-		if ev.Revision%compactSlack != 0 {
+		switch {
+		case ev.Revision%compactSlack == 0:
+			t.crowded = true
+		case t.age > 0 && t.aged.IsZero():
+			t.aged = time.Now().Add(t.age)
+		default:
 			return
 		}
-		t.crowded = true
 	}
 	signal(t.woken)
 }
@@ -280,8 +286,13 @@ func (t *term) work() (work []func(context.Context), next time.Time) {
 			soonest(now.Add(time.Duration(at-clock) * time.Millisecond))
 		}
 	}
+	if !t.aged.IsZero() && !t.aged.After(now) {
+		t.crowded = true
+	} else if !t.aged.IsZero() {
+		soonest(t.aged)
+	}
 	if t.crowded {
-		t.crowded = false
+		t.crowded, t.aged = false, time.Time{}
 		work = append(work, t.trim)
 	}
 	return work, next
@@ -330,26 +341,6 @@ func (t *term) advance(path string) func(context.Context) {
 		defer t.mu.Unlock()
 		if t.due[path] == at { // else it was asked for again
 			delete(t.due, path)
-		}
-	}
-}
-
-// trim keeps the stored history within its bounds.
-func (t *term) trim(ctx context.Context) {
-	var st *command.LockState
-	if err := t.replica.Local(func(rd storage.Reader) error { st = lock.Totals(rd); return nil }); err != nil {
-		return
-	}
-	through := st.Compacted
-	if kept := st.Revision - st.Compacted; kept > dc.MaxLockHistory+compactSlack {
-		through = st.Revision - dc.MaxLockHistory
-	} else if st.HistoryBytes > dc.MaxLockHistoryB {
-		through += kept / 4
-	}
-	for through > 0 && (through > st.Compacted || st.Swept < st.Compacted) {
-		res, err := t.do(ctx, t.replica.NewID(), &command.LockCompact{Through: through})
-		if err != nil || !res.More {
-			return
 		}
 	}
 }

@@ -35,7 +35,7 @@ func (s *Service) Watch(r *dcpb.LockWatchRequest, out dcpb.Lock_WatchServer) err
 	}
 	defer t.watches.Add(-1)
 
-	w := &watch{term: t, hub: s.hub(t.replica.Group()), next: r.From, path: r.Path, recursive: r.Recursive, out: out}
+	w := &watch{term: t, hub: s.hub(t.replica.Group()), next: r.From, path: r.Path, recursive: r.Recursive, before: r.Before, out: out}
 	err = t.replica.View(out.Context(), func(rd storage.Reader) error {
 		st := lock.Totals(rd)
 		if w.next == 0 {
@@ -43,10 +43,13 @@ func (s *Service) Watch(r *dcpb.LockWatchRequest, out dcpb.Lock_WatchServer) err
 		}
 		return w.retained(st)
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = w.run()
 	}
-	return w.run()
+	if w.compacted != 0 {
+		_ = out.Send(&dcpb.LockWatchReply{Compacted: w.compacted}) // the error that follows says it too, in words
+	}
+	return err
 }
 
 // A watch is one open Watch: a cursor.
@@ -56,11 +59,14 @@ type watch struct {
 	next      uint64 // the next revision to tell
 	path      string
 	recursive bool
+	before    bool // tell also what files were before
 	out       dcpb.Lock_WatchServer
+	compacted uint64 // why it ended: history up to here is gone
 }
 
 func (w *watch) retained(st *command.LockState) error {
 	if w.next <= st.Compacted {
+		w.compacted = st.Compacted
 		return dc.Errorf(dc.Stale, "lock.watch", w.path, "revision %d is compacted away; the oldest that is kept is %d: read the files again and watch from there",
 			w.next, st.Compacted+1)
 	}
@@ -128,7 +134,7 @@ func (w *watch) tell(revs []*command.LockHistory) error {
 		msg := &dcpb.LockWatchReply{Revision: rev.Revision, ClockMs: rev.ClockMs}
 		for _, ev := range rev.Events {
 			if w.concerns(ev.Path) {
-				msg.Events = append(msg.Events, eventInfo(ev))
+				msg.Events = append(msg.Events, w.eventInfo(ev))
 			}
 		}
 		w.next = rev.Revision + 1
@@ -163,10 +169,13 @@ func (w *watch) concerns(path string) bool {
 	return w.recursive || !strings.Contains(rest, "/")
 }
 
-func eventInfo(ev *command.LockEvent) *dcpb.LockWatchEvent {
+func (w *watch) eventInfo(ev *command.LockEvent) *dcpb.LockWatchEvent {
 	out := &dcpb.LockWatchEvent{Kind: dcpb.LockWatchEvent_Kind(ev.Kind), Path: ev.Path, Lost: ev.Lost}
 	if ev.File != nil {
 		out.File = fileInfo(ev.File)
+	}
+	if w.before && ev.Before != nil {
+		out.Before = fileInfo(ev.Before)
 	}
 	if ev.Hold != nil {
 		out.Hold = holdInfo(ev.Hold)

@@ -21,6 +21,8 @@ type follower struct {
 	next  dc.Revision           // everything before has been told
 	err   error
 	ended chan struct{}
+
+	compacted dc.Revision // what the watch was told to be gone
 }
 
 // follow watches until the test ends; each is called for every message, before it is noted.
@@ -38,6 +40,10 @@ func (n node) follow(t *testing.T, w client.LockWatch, each func(client.LockRevi
 			}
 			f.mu.Lock()
 			defer f.mu.Unlock()
+			if rev.Compacted != 0 {
+				f.compacted = rev.Compacted
+				return nil
+			}
 			if len(rev.Events) > 0 {
 				if rev.Revision < f.next {
 					t.Errorf("revision %d told after everything before %d", rev.Revision, f.next) // etcd #15271, #17247
@@ -285,6 +291,9 @@ func TestSlowWatchIsToldOfACompaction(t *testing.T) {
 		}
 		close(block)
 		wantKind(t, slow.over(t), dc.Stale)
+		if slow.compacted != last-1 {
+			t.Fatalf("told that everything up to %d is gone, want %d", slow.compacted, last-1)
+		}
 		for i, rev := range slow.told() {
 			if rev.Revision != dc.Revision(i+1) {
 				t.Fatalf("skipped to revision %d before it was told of the compaction", rev.Revision)
@@ -307,6 +316,64 @@ func TestWatcherCanStop(t *testing.T) {
 		n.put(t, "f", "x")
 		if err := f.over(t); !errors.Is(err, enough) {
 			t.Fatal(err)
+		}
+	})
+}
+
+// etcd #15271: a watch from a revision to come was told of earlier ones.
+func TestAWatchFromTheFutureIsToldNothingEarlier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		n := c.node(1)
+		first := n.put(t, "f", "0")
+		markers := 0
+		f := n.follow(t, client.LockWatch{From: first + 30, Recursive: true}, func(rev client.LockRevision) error {
+			if len(rev.Events) == 0 {
+				if markers++; rev.Revision > first+29 {
+					t.Errorf("a marker of revision %d before anything was to be told", rev.Revision)
+				}
+			} else if rev.Revision < first+30 {
+				t.Errorf("told revision %d, asked from %d", rev.Revision, first+30)
+			}
+			if rev.Revision >= first+30 {
+				return errors.New("enough")
+			}
+			return nil
+		})
+		for i := range 30 {
+			if i%7 == 3 {
+				c.rep.Resign()
+				time.Sleep(300 * time.Millisecond)
+				c.rep.Lead()
+			}
+			n.put(t, "f", "x")
+			time.Sleep(3 * time.Second)
+		}
+		if f.over(t); len(f.told()) != 0 || markers == 0 {
+			t.Errorf("told %d revisions and %d markers before the one that was asked for", len(f.told()), markers)
+		}
+	})
+}
+
+func TestWatchTellsWhatWasBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		n := c.node(1)
+		f := n.follow(t, client.LockWatch{Recursive: true, Before: true}, nil)
+		plain := n.follow(t, client.LockWatch{Recursive: true}, nil)
+		first := n.put(t, "f", "1")
+		n.put(t, "f", "2")
+		if err := n.Remove(t.Context(), "f", false); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		revs := f.told()
+		if len(revs) != 3 || !revs[0].Events[0].Before.Absent || string(revs[1].Events[0].Before.Value) != "1" ||
+			string(revs[2].Events[0].Before.Value) != "2" || revs[2].Events[0].Before.Version != first+1 {
+			t.Fatalf("told %+v", revs)
+		}
+		if plain.told()[1].Events[0].Before != nil {
+			t.Error("told what was not asked for")
 		}
 	})
 }

@@ -152,6 +152,9 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 	if m.group, err = r.host.Open(cfg); err != nil {
 		return errors.Join(err, m.shard.Close())
 	}
+	if kind.Opened != nil {
+		kind.Opened(m)
+	}
 	close(m.ready)
 	r.mu.Lock()
 	r.open[g] = m

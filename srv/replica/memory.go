@@ -47,6 +47,9 @@ func NewMemory(g dc.GroupID, kind Kind) *Memory {
 			kind.Applied(g, index, events)
 		}
 	})
+	if kind.Opened != nil {
+		kind.Opened(m)
+	}
 	m.Lead()
 	return m
 }

@@ -44,6 +44,9 @@ type Kind struct {
 	Machine func() storage.Machine // a fresh machine for a shard
 	// CacheBytes is what the hot rows of one group may take in memory; 0: storage's default.
 	CacheBytes int
+	// Opened, if set, is called with every replica that this node opens, before it can lead. Only its Group and Local may be used
+	// beside Lead; Local fails once the replica is closed.
+	Opened func(r Replica)
 	// Lead, if set, is run in its own goroutine while this node leads the group; ctx ends when leadership does, and Lead
 	// must then return promptly. Here live deadlines, sweeps, controllers and brokers.
 	Lead func(ctx context.Context, r Replica)

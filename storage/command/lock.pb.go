@@ -32,6 +32,7 @@ const (
 	LockTxnOp_KIND_READ        LockTxnOp_Kind = 3
 	LockTxnOp_KIND_MKDIR       LockTxnOp_Kind = 4
 	LockTxnOp_KIND_APPEND      LockTxnOp_Kind = 5
+	LockTxnOp_KIND_LIST        LockTxnOp_Kind = 6 // a directory's files, with their values
 )
 
 // Enum value maps for LockTxnOp_Kind.
@@ -43,6 +44,7 @@ var (
 		3: "KIND_READ",
 		4: "KIND_MKDIR",
 		5: "KIND_APPEND",
+		6: "KIND_LIST",
 	}
 	LockTxnOp_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -51,6 +53,7 @@ var (
 		"KIND_READ":        3,
 		"KIND_MKDIR":       4,
 		"KIND_APPEND":      5,
+		"KIND_LIST":        6,
 	}
 )
 
@@ -1021,7 +1024,8 @@ type LockCondition struct {
 	Absent        bool                   `protobuf:"varint,3,opt,name=absent,proto3" json:"absent,omitempty"`
 	Present       bool                   `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"`
 	Value         []byte                 `protobuf:"bytes,5,opt,name=value,proto3,oneof" json:"value,omitempty"`
-	Fence         *uint64                `protobuf:"varint,6,opt,name=fence,proto3,oneof" json:"fence,omitempty"` // the lock on path is held under this fencing token
+	Fence         *uint64                `protobuf:"varint,6,opt,name=fence,proto3,oneof" json:"fence,omitempty"`     // the lock on path is held under this fencing token
+	Created       *uint64                `protobuf:"varint,7,opt,name=created,proto3,oneof" json:"created,omitempty"` // the file is the one made at this revision
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1098,11 +1102,20 @@ func (x *LockCondition) GetFence() uint64 {
 	return 0
 }
 
+func (x *LockCondition) GetCreated() uint64 {
+	if x != nil && x.Created != nil {
+		return *x.Created
+	}
+	return 0
+}
+
 type LockTxnOp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          LockTxnOp_Kind         `protobuf:"varint,1,opt,name=kind,proto3,enum=dc.command.v1.LockTxnOp_Kind" json:"kind,omitempty"`
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // of a list; 0: as many as a transaction may read
+	After         string                 `protobuf:"bytes,5,opt,name=after,proto3" json:"after,omitempty"`  // of a list: names after this one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1156,6 +1169,20 @@ func (x *LockTxnOp) GetValue() []byte {
 		return x.Value
 	}
 	return nil
+}
+
+func (x *LockTxnOp) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *LockTxnOp) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
 }
 
 // LockAcquire takes the lock named path for (session, owner), or queues for it.
@@ -1624,10 +1651,14 @@ func (x *LockCompact) GetThrough() uint64 {
 }
 
 type LockSettings struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	LockDelayMs   *uint32                `protobuf:"varint,1,opt,name=lock_delay_ms,json=lockDelayMs,proto3,oneof" json:"lock_delay_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	LockDelayMs *uint32                `protobuf:"varint,1,opt,name=lock_delay_ms,json=lockDelayMs,proto3,oneof" json:"lock_delay_ms,omitempty"`
+	// How much history is kept; 0 is the default, of the age: no bound.
+	HistoryAgeMs     *int64  `protobuf:"varint,2,opt,name=history_age_ms,json=historyAgeMs,proto3,oneof" json:"history_age_ms,omitempty"`
+	HistoryBytes     *uint64 `protobuf:"varint,3,opt,name=history_bytes,json=historyBytes,proto3,oneof" json:"history_bytes,omitempty"`
+	HistoryRevisions *uint64 `protobuf:"varint,4,opt,name=history_revisions,json=historyRevisions,proto3,oneof" json:"history_revisions,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *LockSettings) Reset() {
@@ -1663,6 +1694,27 @@ func (*LockSettings) Descriptor() ([]byte, []int) {
 func (x *LockSettings) GetLockDelayMs() uint32 {
 	if x != nil && x.LockDelayMs != nil {
 		return *x.LockDelayMs
+	}
+	return 0
+}
+
+func (x *LockSettings) GetHistoryAgeMs() int64 {
+	if x != nil && x.HistoryAgeMs != nil {
+		return *x.HistoryAgeMs
+	}
+	return 0
+}
+
+func (x *LockSettings) GetHistoryBytes() uint64 {
+	if x != nil && x.HistoryBytes != nil {
+		return *x.HistoryBytes
+	}
+	return 0
+}
+
+func (x *LockSettings) GetHistoryRevisions() uint64 {
+	if x != nil && x.HistoryRevisions != nil {
+		return *x.HistoryRevisions
 	}
 	return 0
 }
@@ -1800,6 +1852,7 @@ type LockFile struct {
 	Holds         uint32                 `protobuf:"varint,11,opt,name=holds,proto3" json:"holds,omitempty"`         // an ephemeral file: descriptors that hold it
 	Absent        bool                   `protobuf:"varint,12,opt,name=absent,proto3" json:"absent,omitempty"`       // in answers of a txn: there is no such file
 	Size          uint64                 `protobuf:"varint,13,opt,name=size,proto3" json:"size,omitempty"`           // bytes of value, which has a row of its own
+	Entries       uint32                 `protobuf:"varint,14,opt,name=entries,proto3" json:"entries,omitempty"`     // in answers of a txn: a directory that was listed; so many of its files follow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1925,21 +1978,32 @@ func (x *LockFile) GetSize() uint64 {
 	return 0
 }
 
+func (x *LockFile) GetEntries() uint32 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
 // LockState is the group's one record of totals.
 type LockState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Compacted     uint64                 `protobuf:"varint,2,opt,name=compacted,proto3" json:"compacted,omitempty"` // history up to and including this revision is gone
-	Swept         uint64                 `protobuf:"varint,3,opt,name=swept,proto3" json:"swept,omitempty"`         // rows of history up to this revision are removed
-	Epoch         uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	NextSession   uint64                 `protobuf:"varint,5,opt,name=next_session,json=nextSession,proto3" json:"next_session,omitempty"`
-	LockDelayMs   uint32                 `protobuf:"varint,6,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
-	Files         uint64                 `protobuf:"varint,7,opt,name=files,proto3" json:"files,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"` // of values
-	HistoryBytes  uint64                 `protobuf:"varint,9,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
-	Ticket        uint64                 `protobuf:"varint,10,opt,name=ticket,proto3" json:"ticket,omitempty"` // orders waiters
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Revision            uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Compacted           uint64                 `protobuf:"varint,2,opt,name=compacted,proto3" json:"compacted,omitempty"` // history up to and including this revision is gone
+	Swept               uint64                 `protobuf:"varint,3,opt,name=swept,proto3" json:"swept,omitempty"`         // rows of history up to this revision are removed
+	Epoch               uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	NextSession         uint64                 `protobuf:"varint,5,opt,name=next_session,json=nextSession,proto3" json:"next_session,omitempty"`
+	LockDelayMs         uint32                 `protobuf:"varint,6,opt,name=lock_delay_ms,json=lockDelayMs,proto3" json:"lock_delay_ms,omitempty"`
+	Files               uint64                 `protobuf:"varint,7,opt,name=files,proto3" json:"files,omitempty"`
+	Bytes               uint64                 `protobuf:"varint,8,opt,name=bytes,proto3" json:"bytes,omitempty"` // of values
+	HistoryBytes        uint64                 `protobuf:"varint,9,opt,name=history_bytes,json=historyBytes,proto3" json:"history_bytes,omitempty"`
+	Ticket              uint64                 `protobuf:"varint,10,opt,name=ticket,proto3" json:"ticket,omitempty"`                                   // orders waiters
+	PastFrom            uint64                 `protobuf:"varint,11,opt,name=past_from,json=pastFrom,proto3" json:"past_from,omitempty"`               // the state before every revision from this one on can be told; 0: of none (commands of version 1 do not note it)
+	HistoryAgeMs        int64                  `protobuf:"varint,12,opt,name=history_age_ms,json=historyAgeMs,proto3" json:"history_age_ms,omitempty"` // of LockSettings, as the next two
+	MaxHistoryBytes     uint64                 `protobuf:"varint,13,opt,name=max_history_bytes,json=maxHistoryBytes,proto3" json:"max_history_bytes,omitempty"`
+	MaxHistoryRevisions uint64                 `protobuf:"varint,14,opt,name=max_history_revisions,json=maxHistoryRevisions,proto3" json:"max_history_revisions,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *LockState) Reset() {
@@ -2038,6 +2102,34 @@ func (x *LockState) GetHistoryBytes() uint64 {
 func (x *LockState) GetTicket() uint64 {
 	if x != nil {
 		return x.Ticket
+	}
+	return 0
+}
+
+func (x *LockState) GetPastFrom() uint64 {
+	if x != nil {
+		return x.PastFrom
+	}
+	return 0
+}
+
+func (x *LockState) GetHistoryAgeMs() int64 {
+	if x != nil {
+		return x.HistoryAgeMs
+	}
+	return 0
+}
+
+func (x *LockState) GetMaxHistoryBytes() uint64 {
+	if x != nil {
+		return x.MaxHistoryBytes
+	}
+	return 0
+}
+
+func (x *LockState) GetMaxHistoryRevisions() uint64 {
+	if x != nil {
+		return x.MaxHistoryRevisions
 	}
 	return 0
 }
@@ -2449,7 +2541,8 @@ type LockEvent struct {
 	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
 	File          *LockFile              `protobuf:"bytes,3,opt,name=file,proto3" json:"file,omitempty"`
 	Hold          *LockHold              `protobuf:"bytes,4,opt,name=hold,proto3" json:"hold,omitempty"`
-	Lost          bool                   `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"` // an unlock by the end of a session
+	Lost          bool                   `protobuf:"varint,5,opt,name=lost,proto3" json:"lost,omitempty"`    // an unlock by the end of a session
+	Before        *LockFile              `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"` // of a file's events, with the value; absent if there was none (commands of version 2 on)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2517,6 +2610,13 @@ func (x *LockEvent) GetLost() bool {
 		return x.Lost
 	}
 	return false
+}
+
+func (x *LockEvent) GetBefore() *LockFile {
+	if x != nil {
+		return x.Before
+	}
+	return nil
 }
 
 var File_lock_proto protoreflect.FileDescriptor
@@ -2607,22 +2707,27 @@ const file_lock_proto_rawDesc = "" +
 	"\x04then\x18\x02 \x03(\v2\x18.dc.command.v1.LockTxnOpR\x04then\x126\n" +
 	"\totherwise\x18\x03 \x03(\v2\x18.dc.command.v1.LockTxnOpR\totherwise\x12\x10\n" +
 	"\x03uid\x18\x04 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x05 \x01(\rR\x03gid\"\xca\x01\n" +
+	"\x03gid\x18\x05 \x01(\rR\x03gid\"\xf5\x01\n" +
 	"\rLockCondition\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1d\n" +
 	"\aversion\x18\x02 \x01(\x04H\x00R\aversion\x88\x01\x01\x12\x16\n" +
 	"\x06absent\x18\x03 \x01(\bR\x06absent\x12\x18\n" +
 	"\apresent\x18\x04 \x01(\bR\apresent\x12\x19\n" +
 	"\x05value\x18\x05 \x01(\fH\x01R\x05value\x88\x01\x01\x12\x19\n" +
-	"\x05fence\x18\x06 \x01(\x04H\x02R\x05fence\x88\x01\x01B\n" +
+	"\x05fence\x18\x06 \x01(\x04H\x02R\x05fence\x88\x01\x01\x12\x1d\n" +
+	"\acreated\x18\a \x01(\x04H\x03R\acreated\x88\x01\x01B\n" +
 	"\n" +
 	"\b_versionB\b\n" +
 	"\x06_valueB\b\n" +
-	"\x06_fence\"\xd5\x01\n" +
+	"\x06_fenceB\n" +
+	"\n" +
+	"\b_created\"\x90\x02\n" +
 	"\tLockTxnOp\x121\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1d.dc.command.v1.LockTxnOp.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
-	"\x05value\x18\x03 \x01(\fR\x05value\"k\n" +
+	"\x05value\x18\x03 \x01(\fR\x05value\x12\x14\n" +
+	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05after\x18\x05 \x01(\tR\x05after\"z\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_PUT\x10\x01\x12\x0f\n" +
@@ -2630,7 +2735,8 @@ const file_lock_proto_rawDesc = "" +
 	"\tKIND_READ\x10\x03\x12\x0e\n" +
 	"\n" +
 	"KIND_MKDIR\x10\x04\x12\x0f\n" +
-	"\vKIND_APPEND\x10\x05\"\xc3\x01\n" +
+	"\vKIND_APPEND\x10\x05\x12\r\n" +
+	"\tKIND_LIST\x10\x06\"\xc3\x01\n" +
 	"\vLockAcquire\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
@@ -2661,10 +2767,16 @@ const file_lock_proto_rawDesc = "" +
 	"\asession\x18\x01 \x01(\x04R\asession\"\x0e\n" +
 	"\fLockTakeOver\"'\n" +
 	"\vLockCompact\x12\x18\n" +
-	"\athrough\x18\x01 \x01(\x04R\athrough\"I\n" +
+	"\athrough\x18\x01 \x01(\x04R\athrough\"\x8b\x02\n" +
 	"\fLockSettings\x12'\n" +
-	"\rlock_delay_ms\x18\x01 \x01(\rH\x00R\vlockDelayMs\x88\x01\x01B\x10\n" +
-	"\x0e_lock_delay_ms\"\xa4\x02\n" +
+	"\rlock_delay_ms\x18\x01 \x01(\rH\x00R\vlockDelayMs\x88\x01\x01\x12)\n" +
+	"\x0ehistory_age_ms\x18\x02 \x01(\x03H\x01R\fhistoryAgeMs\x88\x01\x01\x12(\n" +
+	"\rhistory_bytes\x18\x03 \x01(\x04H\x02R\fhistoryBytes\x88\x01\x01\x120\n" +
+	"\x11history_revisions\x18\x04 \x01(\x04H\x03R\x10historyRevisions\x88\x01\x01B\x10\n" +
+	"\x0e_lock_delay_msB\x11\n" +
+	"\x0f_history_age_msB\x10\n" +
+	"\x0e_history_bytesB\x14\n" +
+	"\x12_history_revisions\"\xa4\x02\n" +
 	"\n" +
 	"LockResult\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x18\n" +
@@ -2677,7 +2789,7 @@ const file_lock_proto_rawDesc = "" +
 	"\x05reads\x18\b \x03(\v2\x17.dc.command.v1.LockFileR\x05reads\x12\x12\n" +
 	"\x04more\x18\t \x01(\bR\x04more\x12+\n" +
 	"\x04file\x18\n" +
-	" \x01(\v2\x17.dc.command.v1.LockFileR\x04file\"\xad\x02\n" +
+	" \x01(\v2\x17.dc.command.v1.LockFileR\x04file\"\xc7\x02\n" +
 	"\bLockFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\bR\x03dir\x12\x18\n" +
@@ -2692,7 +2804,8 @@ const file_lock_proto_rawDesc = "" +
 	" \x01(\bR\tephemeral\x12\x14\n" +
 	"\x05holds\x18\v \x01(\rR\x05holds\x12\x16\n" +
 	"\x06absent\x18\f \x01(\bR\x06absent\x12\x12\n" +
-	"\x04size\x18\r \x01(\x04R\x04size\"\xa1\x02\n" +
+	"\x04size\x18\r \x01(\x04R\x04size\x12\x18\n" +
+	"\aentries\x18\x0e \x01(\rR\aentries\"\xc4\x03\n" +
 	"\tLockState\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1c\n" +
 	"\tcompacted\x18\x02 \x01(\x04R\tcompacted\x12\x14\n" +
@@ -2704,7 +2817,11 @@ const file_lock_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x04R\x05bytes\x12#\n" +
 	"\rhistory_bytes\x18\t \x01(\x04R\fhistoryBytes\x12\x16\n" +
 	"\x06ticket\x18\n" +
-	" \x01(\x04R\x06ticket\"\x91\x01\n" +
+	" \x01(\x04R\x06ticket\x12\x1b\n" +
+	"\tpast_from\x18\v \x01(\x04R\bpastFrom\x12$\n" +
+	"\x0ehistory_age_ms\x18\f \x01(\x03R\fhistoryAgeMs\x12*\n" +
+	"\x11max_history_bytes\x18\r \x01(\x04R\x0fmaxHistoryBytes\x122\n" +
+	"\x15max_history_revisions\x18\x0e \x01(\x04R\x13maxHistoryRevisions\"\x91\x01\n" +
 	"\tLockQueue\x12\x18\n" +
 	"\aholders\x18\x01 \x01(\rR\aholders\x12\x1c\n" +
 	"\texclusive\x18\x02 \x01(\bR\texclusive\x12\x18\n" +
@@ -2742,13 +2859,14 @@ const file_lock_proto_rawDesc = "" +
 	"\vLockHistory\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x19\n" +
 	"\bclock_ms\x18\x02 \x01(\x03R\aclockMs\x120\n" +
-	"\x06events\x18\x03 \x03(\v2\x18.dc.command.v1.LockEventR\x06events\"\xcd\x02\n" +
+	"\x06events\x18\x03 \x03(\v2\x18.dc.command.v1.LockEventR\x06events\"\xfe\x02\n" +
 	"\tLockEvent\x121\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1d.dc.command.v1.LockEvent.KindR\x04kind\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12+\n" +
 	"\x04file\x18\x03 \x01(\v2\x17.dc.command.v1.LockFileR\x04file\x12+\n" +
 	"\x04hold\x18\x04 \x01(\v2\x17.dc.command.v1.LockHoldR\x04hold\x12\x12\n" +
-	"\x04lost\x18\x05 \x01(\bR\x04lost\"\x8a\x01\n" +
+	"\x04lost\x18\x05 \x01(\bR\x04lost\x12/\n" +
+	"\x06before\x18\x06 \x01(\v2\x17.dc.command.v1.LockFileR\x06before\"\x8a\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bKIND_PUT\x10\x01\x12\x0f\n" +
@@ -2835,11 +2953,12 @@ var file_lock_proto_depIdxs = []int32{
 	1,  // 24: dc.command.v1.LockEvent.kind:type_name -> dc.command.v1.LockEvent.Kind
 	22, // 25: dc.command.v1.LockEvent.file:type_name -> dc.command.v1.LockFile
 	25, // 26: dc.command.v1.LockEvent.hold:type_name -> dc.command.v1.LockHold
-	27, // [27:27] is the sub-list for method output_type
-	27, // [27:27] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	22, // 27: dc.command.v1.LockEvent.before:type_name -> dc.command.v1.LockFile
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_lock_proto_init() }

@@ -21,6 +21,7 @@ import (
 //	d<path>                  when the queue must be looked at again (cluster clock)
 //	s<session>  n<node>      LockSession, LockNode
 //	v<revision>              LockHistory
+//	p<dir>\0<name>\0<revision>  empty: this revision has an event of the path
 const (
 	rowState   = 'r'
 	rowFile    = 'f'
@@ -34,6 +35,7 @@ const (
 	rowSession = 's'
 	rowNode    = 'n'
 	rowHistory = 'v'
+	rowPast    = 'p'
 )
 
 var stateKey = []byte{rowState}

@@ -10,8 +10,9 @@ import (
 	"missingos/storage/command"
 )
 
-// Version is the version of the commands that this machine understands.
-const Version = 1
+// Version is the version of the commands that this machine makes; it understands all up to that. Those of version 2 note what files were before
+// (see past.go); an old log replays to what it was.
+const Version = 2
 
 // Events that the machine emits beside the *command.LockHistory of every revision.
 type (
@@ -48,10 +49,11 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 	if err := proto.Unmarshal(body, &c); err != nil {
 		panic("lock: command does not decode: " + err.Error())
 	}
-	if c.Version != Version {
+	if c.Version < 1 || c.Version > Version {
 		panic(fmt.Sprintf("lock: command version %d, this program knows %d", c.Version, Version))
 	}
 	s := newStage(tx)
+	s.past = c.Version >= 2
 	res, err := s.apply(&c)
 	if err != nil {
 		return nil, err
@@ -107,6 +109,24 @@ func (s *stage) settings(c *command.LockSettings) (*command.LockResult, error) {
 		}
 		s.state.LockDelayMs = *c.LockDelayMs
 	}
+	if c.HistoryAgeMs != nil {
+		if *c.HistoryAgeMs < 0 {
+			return nil, dc.Errorf(dc.Invalid, "lock.ctl", "", "a history of less than no time")
+		}
+		s.state.HistoryAgeMs = *c.HistoryAgeMs
+	}
+	if c.HistoryBytes != nil {
+		if *c.HistoryBytes > dc.MaxLockHistoryB {
+			return nil, dc.Errorf(dc.Invalid, "lock.ctl", "", "history of %d bytes exceeds the limit of %d MiB (MaxLockHistoryB)", *c.HistoryBytes, dc.MaxLockHistoryB/dc.MiB)
+		}
+		s.state.MaxHistoryBytes = *c.HistoryBytes
+	}
+	if c.HistoryRevisions != nil {
+		if *c.HistoryRevisions > dc.MaxLockHistory {
+			return nil, dc.Errorf(dc.Invalid, "lock.ctl", "", "%d revisions of history exceed the limit of %d (MaxLockHistory)", *c.HistoryRevisions, dc.MaxLockHistory)
+		}
+		s.state.MaxHistoryRevisions = *c.HistoryRevisions
+	}
 	return &command.LockResult{}, nil
 }
 
@@ -122,13 +142,21 @@ func (s *stage) compact(c *command.LockCompact) (*command.LockResult, error) {
 	span := storage.Span{Start: numberKey(rowHistory, s.state.Swept+1), End: numberKey(rowHistory, s.state.Compacted+1)}
 	n := 0
 	for k, v := range s.Scan(span) {
-		if n == sweepRows {
+		if n >= sweepRows {
 			return &command.LockResult{More: true}, nil
 		}
 		n++
 		s.state.Swept = number(k[1:])
 		s.state.HistoryBytes -= uint64(len(v))
 		s.delete(k)
+		h := &command.LockHistory{}
+		decode(v, h)
+		for _, ev := range h.Events {
+			if ev.Before != nil {
+				s.delete(pastKey(ev.Path, h.Revision))
+				n++
+			}
+		}
 	}
 	s.state.Swept = s.state.Compacted
 	return &command.LockResult{}, nil

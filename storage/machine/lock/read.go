@@ -1,6 +1,8 @@
 package lock
 
 import (
+	"sort"
+
 	"missingos/srv/dc"
 	"missingos/storage"
 	"missingos/storage/command"
@@ -192,4 +194,24 @@ func History(r storage.Reader, from dc.Revision, fn func(*command.LockHistory) b
 			return
 		}
 	}
+}
+
+// RevisionClock gives the cluster clock of a revision, Unix milliseconds; 0 if it is not in the history.
+func RevisionClock(r storage.Reader, rev uint64) int64 {
+	b, ok := r.Get(numberKey(rowHistory, rev))
+	if !ok {
+		return 0
+	}
+	h := &command.LockHistory{}
+	decode(b, h)
+	return h.ClockMs
+}
+
+// RevisionBefore gives the last revision of the history from before a cluster clock; what is compacted if there is none. Clocks never go back
+// from revision to revision, so it searches by halves.
+func RevisionBefore(r storage.Reader, st *command.LockState, clockMs int64) uint64 {
+	n := sort.Search(int(st.Revision-st.Compacted), func(i int) bool {
+		return RevisionClock(r, st.Compacted+1+uint64(i)) >= clockMs
+	})
+	return st.Compacted + uint64(n)
 }

@@ -23,8 +23,10 @@ type stage struct {
 
 	state   *command.LockState
 	before  []byte
-	history []*command.LockHistory // one a revision of this command
-	open    bool                   // the last of history still takes events
+	history []*command.LockHistory       // one a revision of this command
+	open    bool                         // the last of history still takes events
+	past    bool                         // the command's version notes what files were before
+	noted   map[string]*command.LockFile // what files are after their last event of this command
 	events  []any
 	steps   int // left of promoteSteps
 }
@@ -99,6 +101,9 @@ func (s *stage) delete(key []byte) {
 
 // revise records an event under the revision that is open, beginning one if none is.
 func (s *stage) revise(ev *command.LockEvent) uint64 {
+	if ofFile(ev) {
+		s.note(ev)
+	}
 	if !s.open {
 		s.state.Revision++
 		s.history = append(s.history, &command.LockHistory{Revision: s.state.Revision, ClockMs: s.tx.Clock()})
@@ -128,6 +133,7 @@ func (s *stage) flush() {
 		b := encode(h)
 		s.state.HistoryBytes += uint64(len(b))
 		s.tx.Set(numberKey(rowHistory, h.Revision), b)
+		s.index(h)
 	}
 	if b := encode(s.state); s.before == nil || !bytes.Equal(b, s.before) {
 		s.tx.Set(stateKey, b)

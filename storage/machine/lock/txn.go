@@ -2,6 +2,8 @@ package lock
 
 import (
 	"bytes"
+	"slices"
+	"strings"
 
 	"missingos/srv/dc"
 	"missingos/storage/command"
@@ -34,14 +36,15 @@ func (s *stage) txn(c *command.LockTxn) (*command.LockResult, error) {
 	if total > dc.MaxLockTxnBytes {
 		return nil, dc.Errorf(dc.TooLarge, op, "", "%d bytes of values exceed the limit of %d KiB (MaxLockTxnBytes)", total, dc.MaxLockTxnBytes/dc.KiB)
 	}
-	read := 0
+	read, seen := 0, 0
 	for _, o := range ops {
 		if err := s.txnOp(op, c, o, res); err != nil {
 			return nil, err
 		}
-		if n := len(res.Reads); n > 0 && o.Kind == command.LockTxnOp_KIND_READ {
-			if read += len(res.Reads[n-1].Value); read > dc.MaxLockTxnBytes {
-				return nil, dc.Errorf(dc.TooLarge, op, o.Path, "the transaction reads more than %d KiB (MaxLockTxnBytes)", dc.MaxLockTxnBytes/dc.KiB)
+		for ; seen < len(res.Reads); seen++ {
+			if read += len(res.Reads[seen].Value); read > dc.MaxLockTxnBytes || seen >= dc.MaxLockTxnReads {
+				return nil, dc.Errorf(dc.TooLarge, op, o.Path, "the transaction reads more than %d KiB (MaxLockTxnBytes) or %d files (MaxLockTxnReads); give lists a limit",
+					dc.MaxLockTxnBytes/dc.KiB, dc.MaxLockTxnReads)
 			}
 		}
 	}
@@ -53,6 +56,7 @@ func (s *stage) holds(c *command.LockCondition) bool {
 	switch {
 	case c.Absent && f != nil,
 		c.Present && f == nil,
+		c.Created != nil && (f == nil || f.Created != *c.Created),
 		c.Version != nil && (f == nil || f.Version != *c.Version),
 		c.Value != nil && (f == nil || f.Dir || !bytes.Equal(Value(s, c.Path), c.Value)):
 		return false
@@ -111,6 +115,56 @@ func (s *stage) txnOp(op string, c *command.LockTxn, o *command.LockTxnOp, res *
 		f.Path = o.Path
 		res.Reads = append(res.Reads, f)
 		return nil
+	case command.LockTxnOp_KIND_LIST:
+		return s.txnList(op, o, f, res)
 	}
 	return dc.Errorf(dc.Invalid, op, o.Path, "unknown operation %d", o.Kind)
+}
+
+// txnList reads a directory: its own record and then its files, with what the transaction has changed so far.
+func (s *stage) txnList(op string, o *command.LockTxnOp, f *command.LockFile, res *command.LockResult) error {
+	switch {
+	case f == nil:
+		res.Reads = append(res.Reads, &command.LockFile{Path: o.Path, Absent: true})
+		return nil
+	case !f.Dir:
+		return dc.Errorf(dc.NotDir, op, o.Path, "")
+	}
+	limit := dc.MaxLockTxnReads + 1 // one more than there may be is found out by the caller
+	if o.Limit > 0 {
+		limit = min(limit, int(o.Limit))
+	}
+	files := s.children(o.Path, o.After, limit)
+	f.Path, f.Entries = o.Path, uint32(len(files))
+	res.Reads = append(res.Reads, f)
+	for _, child := range files {
+		child.Path = join(o.Path, child.Path)
+		if !child.Dir {
+			child.Value = Value(s, child.Path)
+		}
+		res.Reads = append(res.Reads, child)
+	}
+	return nil
+}
+
+// children is List with the rows that this very command added, which a scan does not see.
+func (s *stage) children(dir, after string, limit int) []*command.LockFile {
+	out := List(s, dir, after, limit)
+	have := map[string]bool{}
+	for _, f := range out {
+		have[f.Path] = true
+	}
+	prefix := string(childPrefix(dir))
+	for _, k := range s.order {
+		name, ok := strings.CutPrefix(k, prefix)
+		if !ok || name <= after || have[name] || s.rows[k] == nil {
+			continue
+		}
+		f := &command.LockFile{}
+		decode(s.rows[k], f)
+		f.Path = name
+		out = append(out, f)
+	}
+	slices.SortFunc(out, func(a, b *command.LockFile) int { return strings.Compare(a.Path, b.Path) })
+	return out[:min(len(out), limit)]
 }
