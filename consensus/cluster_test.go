@@ -116,7 +116,7 @@ type member struct {
 const testGroup dc.GroupID = 9
 
 // fast makes elections quick enough for tests.
-var fast = Timing{Heartbeat: 200 * time.Millisecond, Commit: 50 * time.Millisecond}
+var fast = Timing{Heartbeat: 400 * time.Millisecond, Commit: 50 * time.Millisecond}
 
 func newCluster(t *testing.T, n int, timing Timing) *cluster {
 	t.Helper()

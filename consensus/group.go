@@ -52,6 +52,7 @@ type Group struct {
 	wg      sync.WaitGroup
 
 	silent, fatalStall atomic.Bool // what the watchdog has done
+	urgent             bool        // Raft has the short timeout; the host's watch only
 
 	mu     sync.Mutex
 	lead   leadership
@@ -65,7 +66,7 @@ type leadership struct {
 }
 
 func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
-	g := &Group{cfg: cfg, host: h, started: make(chan struct{}), stopped: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
+	g := &Group{cfg: cfg, host: h, urgent: true, started: make(chan struct{}), stopped: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	var undo []func() error
 	defer func() {
@@ -103,6 +104,9 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	g.reads = newReader(g)
 	g.wg.Go(func() { g.follow(notify) })
 	g.wg.Go(g.prop.run)
+	if v := g.voters(); len(v) == 1 && v[0] == h.cfg.Node {
+		g.wg.Go(func() { g.lane.Stand(g.ctx) }) // there is nobody whose silence to wait for
+	}
 	return g, nil
 }
 
@@ -110,7 +114,7 @@ func (g *Group) raftConfig(notify chan bool) *raft.Config {
 	t := g.host.cfg.Timing
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(g.host.cfg.Node)
-	c.HeartbeatTimeout, c.ElectionTimeout = t.Heartbeat, t.Heartbeat
+	c.HeartbeatTimeout, c.ElectionTimeout = t.Election, t.Election // there is no leader yet
 	c.LeaderLeaseTimeout, c.CommitTimeout = t.Lease, t.Commit
 	c.MaxAppendEntries, c.BatchApplyCh = 512, true
 	c.SnapshotInterval, c.SnapshotThreshold, c.TrailingLogs = t.SnapshotEvery, t.SnapshotEntries, t.TrailingEntries

@@ -37,9 +37,11 @@ type HostConfig struct {
 
 // Timing holds the clocks of Raft; zero fields take the defaults.
 type Timing struct {
-	Heartbeat time.Duration // a follower without a leader for so long stands for election; default 1 s
-	Lease     time.Duration // a leader without a majority for so long steps down; default 500 ms
-	Commit    time.Duration // an idle leader tells the commit index so often; default 1 s
+	// A leader sends heartbeats every Heartbeat/10 to Heartbeat/5 (and a little later, see Gather of transport.Config); default 3 s. A follower
+	// that has heard nothing for Election (default half of Heartbeat) stands for election; see urgency.go.
+	Heartbeat, Election time.Duration
+	Lease               time.Duration // a leader without a majority for so long steps down; default Election, which it must not exceed
+	Commit              time.Duration // an idle leader tells the commit index so often; default 3 s
 	// Snapshots are looked at every SnapshotEvery (default 30 s) and taken after SnapshotEntries (default 8192); TrailingEntries
 	// (default 8192) stay in the log for followers that lag.
 	SnapshotEvery   time.Duration
@@ -55,9 +57,10 @@ func (t Timing) withDefaults() Timing {
 			*d = v
 		}
 	}
-	set(&t.Heartbeat, time.Second)
-	set(&t.Lease, t.Heartbeat/2)
-	set(&t.Commit, time.Second)
+	set(&t.Heartbeat, 3*time.Second)
+	set(&t.Election, t.Heartbeat/2)
+	set(&t.Lease, t.Election)
+	set(&t.Commit, 3*time.Second)
 	set(&t.SnapshotEvery, 30*time.Second)
 	set(&t.StallSilent, 2*time.Second)
 	set(&t.StallFatal, 20*time.Second)
@@ -97,7 +100,7 @@ func NewHost(cfg HostConfig) *Host {
 	}
 	return &Host{
 		cfg: cfg, groups: map[dc.GroupID]*Group{}, closing: make(chan struct{}),
-		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 10}),
+		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 20}),
 	}
 }
 

@@ -85,7 +85,7 @@ func TestVerifyLeaderReadsStaleStateWhereReadBarrierIsRefused(t *testing.T) {
 
 func verifyLeaderIsWrong(t *testing.T) bool {
 	// The long lease keeps the old leader in office while it hears nothing.
-	c := newCluster(t, 3, Timing{Heartbeat: 4 * time.Second, Lease: 4 * time.Second, Commit: 50 * time.Millisecond})
+	c := newCluster(t, 3, Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Second, Commit: 50 * time.Millisecond})
 	defer c.stopAll()
 	const first, second = dc.NodeID(1), dc.NodeID(2)
 	h := &holder{old: first}

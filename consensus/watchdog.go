@@ -5,11 +5,14 @@ import (
 	"time"
 )
 
-// watch looks for disks that hang: a write of a log or an apply that does not end. Raft's heartbeats come from goroutines of their own, so
+// watch looks after all groups of a host, until the host closes: for disks that hang, and for leaders that have fallen silent (urgency.go).
+//
+// A disk hangs if a write of a log or an apply does not end. Raft's heartbeats come from goroutines of their own, so
 // a leader with a hung disk would stay leader for ever and every write with it. After Timing.StallSilent the group's lane goes silent, so the others
-// elect a leader; after Timing.StallFatal the process ends. One watchdog looks after all groups of a host, until the host closes.
+// elect a leader; after Timing.StallFatal the process ends.
 func (h *Host) watch() {
-	tick := time.NewTicker(h.cfg.Timing.StallSilent / 4)
+	t := h.cfg.Timing
+	tick := time.NewTicker(min(t.StallSilent/4, t.Election/6))
 	defer tick.Stop()
 	for last := time.Now(); ; {
 		select {
@@ -17,13 +20,15 @@ func (h *Host) watch() {
 		case <-h.closing:
 			return
 		}
-		// A tick that comes late says that this process was stopped, and its writes with it: they get until the next one.
-		late := time.Since(last) > h.cfg.Timing.StallSilent
+		// A tick that comes late says that this process was stopped, and its writes with it: they get until the next one, and so do
+		// leaders whose heartbeats nobody was there to hear.
+		late := time.Since(last) > min(t.StallSilent, t.Election/2)
 		if last = time.Now(); late {
 			continue
 		}
 		for _, g := range h.Groups() {
 			g.lookForStall()
+			g.lookForSilence()
 		}
 	}
 }

@@ -90,6 +90,11 @@ func (l *Lane) deliver(ctx context.Context, cmd any, body []byte, heartbeat bool
 	}
 }
 
+// Stand has this node's own replica stand for election at once. It returns when Raft has taken note, or ctx ends.
+func (l *Lane) Stand(ctx context.Context) {
+	_, _ = l.deliver(ctx, &raft.TimeoutNowRequest{RPCHeader: header(l.from())}, nil, false) // it then stands by its timeout
+}
+
 // call runs f against the target with a deadline.
 func (l *Lane) call(target raft.ServerAddress, timeout time.Duration, f func(ctx context.Context, c RaftClient) error) error {
 	n, err := dc.ParseNodeID(string(target))

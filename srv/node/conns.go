@@ -24,6 +24,9 @@ const (
 	keepaliveEvery  = 10 * time.Second
 	keepaliveWait   = 5 * time.Second
 
+	streamWindow = 4 << 20 // bytes that may be under way on a stream
+	connWindow   = 16 << 20
+
 	// addressKey is the metadata of a request that tells where its sender listens.
 	addressKey = "dc-address"
 )
@@ -104,6 +107,8 @@ func (c *conns) options(n dc.NodeID) []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes)),
 		grpc.WithDisableServiceConfig(),
+		// Fixed windows: with its own, growing ones gRPC measures the line by a ping with every message.
+		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connWindow),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 			return next(metadata.AppendToOutgoingContext(ctx, addressKey, c.self), method, req, reply, cc, opts...)
 		}),

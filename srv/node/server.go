@@ -97,6 +97,7 @@ func newServer(id *pki.Identity, g *gate, admit *rpc.Admit) *grpc.Server {
 		grpc.UnaryInterceptor(admitted(g, admit)),
 		grpc.ChainStreamInterceptor(g.stream, admit.Stream),
 		grpc.MaxRecvMsgSize(maxMessageBytes), grpc.MaxSendMsgSize(maxMessageBytes),
+		grpc.InitialWindowSize(streamWindow), grpc.InitialConnWindowSize(connWindow),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveEvery, Timeout: keepaliveWait}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveEvery / 2, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(dialTimeout),

@@ -138,7 +138,7 @@ func (w *world) depose() (end func()) {
 		mend := w.cut(n, false, true)
 		w.stand(n%replicas+1, n)
 		time.Sleep(200 * time.Millisecond) // for an election and a write; the lease is not over then
-		w.rest(200 * time.Millisecond)
+		w.rest(timing.Lease / 3)
 		release()
 		return mend
 	}
@@ -157,7 +157,7 @@ func (w *world) stand(n, leader dc.NodeID) {
 
 // kept waits until answers of all others to n are held, but not for long.
 func (w *world) kept(n dc.NodeID) {
-	for range 50 {
+	for range 100 {
 		all := true
 		w.net.set(func() {
 			for _, other := range nodes() {
