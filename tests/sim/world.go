@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	group    dc.GroupID = 7
-	replicas            = 3
+	group    = dc.GroupID(7)
+	replicas = 3
 )
 
 // mutation is a fault of the code under test, to show that the simulation bites.
