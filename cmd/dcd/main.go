@@ -26,6 +26,7 @@ usage:
   dcd init --dir D [--listen HOST:PORT] [--name NAME] [--mount PATH]            the first node of a new cluster
   dcd join --dir D --token T [--listen HOST:PORT] [--name NAME] [--mount PATH]  a further node; the token is from "dcctl node token"
   dcd run  --dir D [--listen HOST:PORT] [--mount PATH | --no-mount] [--metrics HOST:PORT] [--reserve SIZE] [--dead-after TIME]
+           [--label KEY=VALUE]...
   dcd version
 
 Each flag may also be given in the environment: --listen as DCD_LISTEN, and so on. "dcd run" can be started again at any time, by a service
@@ -168,6 +169,8 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	metrics := f.String("metrics", "", "host:port for Prometheus metrics")
 	reserve := f.String("reserve", "", "bytes of the disk to leave free, such as 500M; default: 5% of it")
 	deadAfter := f.Duration("dead-after", 0, "how long a silent node keeps its replicas; default 5m")
+	labels := map[string]string{}
+	f.Func("label", "KEY=VALUE[,KEY=VALUE...], may be given again: rack and zone say what fails together", func(s string) error { return parseLabels(labels, s) })
 	verbose := f.Bool("verbose", false, "log every request")
 	if err := f.parse(args); err != nil {
 		return err
@@ -182,10 +185,22 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	}
 	limitMemory()
 	return node.Run(ctx, node.Config{
-		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter,
+		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter, Labels: labels,
 		Shim: []string{"/proc/self/exe", "shim"},
 		Log:  slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	})
+}
+
+// parseLabels adds to labels. An empty value removes the label from the node's record.
+func parseLabels(labels map[string]string, s string) error {
+	for _, pair := range strings.Split(s, ",") {
+		k, v, ok := strings.Cut(pair, "=")
+		if !ok || k == "" {
+			return fmt.Errorf("%q is not KEY=VALUE", pair)
+		}
+		labels[k] = v
+	}
+	return nil
 }
 
 // parseSize reads a number of bytes: 4096, 64K, 500M, 2G.

@@ -18,8 +18,10 @@ type Cluster interface {
 	// Nodes gives up to limit nodes in name order, strictly after a name; Node finds one by name, or dc.NotFound.
 	Nodes(ctx context.Context, after string, limit int) ([]client.Node, error)
 	Node(ctx context.Context, name string) (client.Node, error)
-	// Drain keeps new work off a node, or lets it on again.
+	// Drain keeps new work off a node and moves what is on it elsewhere, or lets it on again.
 	Drain(ctx context.Context, node string, drain bool) error
+	// Decommission drains a node and removes it when nothing is left on it.
+	Decommission(ctx context.Context, node string) error
 	// Label sets labels; an empty value removes one.
 	Label(ctx context.Context, node string, labels map[string]string) error
 	// RemoveNode takes a node out of the cluster for ever.
@@ -102,6 +104,12 @@ func (r *room) commands(name string) []synth.Command {
 	return []synth.Command{
 		{Name: "drain", Do: drain(true)},
 		{Name: "undrain", Do: drain(false)},
+		{Name: "decommission", Do: func(ctx context.Context, args []string) error {
+			if len(args) > 0 {
+				return dc.Errorf(dc.Invalid, "", "", "it takes no words")
+			}
+			return r.cluster.Decommission(ctx, name)
+		}},
 		{Name: "label", Usage: "KEY=VALUE ... (an empty VALUE removes the label)", Do: func(ctx context.Context, args []string) error {
 			labels := make(map[string]string)
 			for _, a := range args {
@@ -134,6 +142,15 @@ func pairs(n client.Node) []synth.Pair {
 		{Key: "disk-free", Value: n.FreeBytes},
 		{Key: "disk-total", Value: n.TotalBytes},
 		{Key: "seen", Value: n.Seen},
+		{Key: "replicas", Value: n.Replicas},
+		{Key: "leaders", Value: n.Leaders},
+		{Key: "blocks", Value: n.Blocks},
+	}
+	if n.Decommission {
+		ps = append(ps, synth.Pair{Key: "decommission", Value: "when nothing is left"})
+	}
+	for _, w := range n.Waits {
+		ps = append(ps, synth.Pair{Key: "left", Value: w})
 	}
 	for _, k := range slices.Sorted(maps.Keys(n.Labels)) {
 		ps = append(ps, synth.Pair{Key: "label", Value: k + "=" + n.Labels[k]})
@@ -144,9 +161,12 @@ func pairs(n client.Node) []synth.Pair {
 // settings is what can be written back.
 func settings(n client.Node) []byte {
 	var b bytes.Buffer
-	if n.State == "draining" {
+	switch {
+	case n.Decommission:
+		b.WriteString("decommission\n")
+	case n.Drain:
 		b.WriteString("drain\n")
-	} else {
+	default:
 		b.WriteString("undrain\n")
 	}
 	for _, k := range slices.Sorted(maps.Keys(n.Labels)) {

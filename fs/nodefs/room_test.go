@@ -47,9 +47,15 @@ func (c cluster) change(name string, fn func(*client.Node)) error {
 	return nil
 }
 
+func (c cluster) Decommission(_ context.Context, name string) error {
+	return c.change(name, func(n *client.Node) {
+		n.State, n.Drain, n.Decommission, n.Waits = "draining", true, true, []string{"group kv/0 is placed on it"}
+	})
+}
+
 func (c cluster) Drain(_ context.Context, name string, drain bool) error {
 	return c.change(name, func(n *client.Node) {
-		n.State = "up"
+		n.State, n.Drain, n.Decommission, n.Waits = "up", drain, false, nil
 		if drain {
 			n.State = "draining"
 		}
@@ -124,7 +130,7 @@ func write(t *testing.T, d synth.Dir, path, text string) error {
 
 func TestNodes(t *testing.T) {
 	c := cluster{
-		"n1": {ID: 1, Name: "n1", State: "up", Address: "10.0.0.1:7000", Version: "1", FreeBytes: 5, TotalBytes: 9},
+		"n1": {ID: 1, Name: "n1", State: "up", Address: "10.0.0.1:7000", Version: "1", FreeBytes: 5, TotalBytes: 9, Replicas: 2, Leaders: 1},
 		"n2": {ID: 2, Name: "n2", State: "down"},
 	}
 	d := nodefs.New(c)
@@ -136,7 +142,7 @@ func TestNodes(t *testing.T) {
 	if list, _ := d.List(t.Context(), "n1", 10); len(list) != 1 {
 		t.Errorf("got %d names after n1, want 1", len(list))
 	}
-	wantStatus := "state up\nid n1\naddress 10.0.0.1:7000\nversion 1\ndisk-free 5\ndisk-total 9\nseen\n"
+	wantStatus := "state up\nid n1\naddress 10.0.0.1:7000\nversion 1\ndisk-free 5\ndisk-total 9\nseen\nreplicas 2\nleaders 1\nblocks 0\n"
 	if got := read(t, d, "n1/status"); got != wantStatus {
 		t.Errorf("got %q, want %q", got, wantStatus)
 	}
@@ -152,8 +158,17 @@ func TestNodes(t *testing.T) {
 	if got := read(t, d, "n1/status.json"); !strings.Contains(got, `"state":"up"`) || !strings.Contains(got, `"label":"rack=r1"`) {
 		t.Errorf("got %s", got)
 	}
+	if err := write(t, d, "n1/ctl", "decommission"); err != nil {
+		t.Error(err)
+	}
+	if got := read(t, d, "n1/status"); !strings.Contains(got, "\ndecommission when nothing is left\n") || !strings.Contains(got, "\nleft group kv/0 is placed on it\n") {
+		t.Errorf("got status %q", got)
+	}
+	if got, want := read(t, d, "n1/ctl"), "decommission\nlabel rack=r1\n"; got != want {
+		t.Errorf("got settings %q, want %q", got, want)
+	}
 	for text, says := range map[string]string{
-		"label": "no label", "label x": "KEY=VALUE", "drain now": "no words", "rm n1": "the node n2", "reboot": "there are: drain, undrain, label, rm",
+		"label": "no label", "label x": "KEY=VALUE", "drain now": "no words", "rm n1": "the node n2", "reboot": "there are: drain, undrain, decommission, label, rm",
 	} {
 		if err := write(t, d, "n2/ctl", text); !errors.Is(err, dc.Invalid) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: got %v, want one that says %q", text, err, says)

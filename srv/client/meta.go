@@ -173,7 +173,7 @@ func (m *Meta) Label(ctx context.Context, node string, labels map[string]string)
 
 func (m *Meta) setNode(ctx context.Context, req *dcpb.MetaSetNodeRequest) error {
 	return m.c.Mutate(ctx, dc.MetaGroup, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
-		_, err := dcpb.NewMetaClient(cc).SetNode(ctx, &dcpb.MetaSetNodeRequest{Header: h, Node: req.Node, Drain: req.Drain, SetLabels: req.SetLabels})
+		_, err := dcpb.NewMetaClient(cc).SetNode(ctx, &dcpb.MetaSetNodeRequest{Header: h, Node: req.Node, Drain: req.Drain, SetLabels: req.SetLabels, Decommission: req.Decommission})
 		return err
 	})
 }
@@ -214,10 +214,10 @@ func (m *Meta) Admit(ctx context.Context, req *dcpb.JoinRequest, hash []byte) (*
 	}, nil
 }
 
-// Register tells the cluster where this node listens and what it runs.
-func (m *Meta) Register(ctx context.Context, address, version string) error {
+// Register tells the cluster where this node listens, what it runs and some of its labels.
+func (m *Meta) Register(ctx context.Context, address, version string, labels map[string]string) error {
 	return m.c.Mutate(ctx, dc.MetaGroup, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
-		_, err := dcpb.NewMetaClient(cc).Register(ctx, &dcpb.MetaRegisterRequest{Header: h, Address: address, Version: version})
+		_, err := dcpb.NewMetaClient(cc).Register(ctx, &dcpb.MetaRegisterRequest{Header: h, Address: address, Version: version, SetLabels: labels})
 		return err
 	})
 }
@@ -228,7 +228,7 @@ func (m *Meta) Heartbeat(ctx context.Context, req *dcpb.MetaHeartbeatRequest) (*
 	err := m.c.Query(ctx, dc.MetaGroup, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) (err error) {
 		reply, err = dcpb.NewMetaClient(cc).Heartbeat(ctx, &dcpb.MetaHeartbeatRequest{ // an own one for each attempt: the leader keeps it
 			Header: h, FreeBytes: req.FreeBytes, TotalBytes: req.TotalBytes, Replicas: req.Replicas, Load: req.Load,
-			MemoryBytes: req.MemoryBytes, MemoryFreeBytes: req.MemoryFreeBytes, Cpus: req.Cpus, Full: req.Full,
+			MemoryBytes: req.MemoryBytes, MemoryFreeBytes: req.MemoryFreeBytes, Cpus: req.Cpus, Full: req.Full, Blocks: req.Blocks,
 		})
 		return err
 	})

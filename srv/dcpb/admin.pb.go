@@ -170,6 +170,12 @@ type AdminNode struct {
 	FreeBytes     uint64                 `protobuf:"varint,7,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
 	TotalBytes    uint64                 `protobuf:"varint,8,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
 	SeenMs        int64                  `protobuf:"varint,9,opt,name=seen_ms,json=seenMs,proto3" json:"seen_ms,omitempty"` // cluster clock of the last heartbeat
+	Drain         bool                   `protobuf:"varint,10,opt,name=drain,proto3" json:"drain,omitempty"`
+	Decommission  bool                   `protobuf:"varint,11,opt,name=decommission,proto3" json:"decommission,omitempty"`
+	Replicas      uint32                 `protobuf:"varint,12,opt,name=replicas,proto3" json:"replicas,omitempty"` // on the node or meant to be
+	Leaders       uint32                 `protobuf:"varint,13,opt,name=leaders,proto3" json:"leaders,omitempty"`   // groups that it leads
+	Blocks        uint64                 `protobuf:"varint,14,opt,name=blocks,proto3" json:"blocks,omitempty"`     // of /dc/data that it stores
+	Waits         []string               `protobuf:"bytes,15,rep,name=waits,proto3" json:"waits,omitempty"`        // why a drain is not done: one text a group
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -267,6 +273,48 @@ func (x *AdminNode) GetSeenMs() int64 {
 	return 0
 }
 
+func (x *AdminNode) GetDrain() bool {
+	if x != nil {
+		return x.Drain
+	}
+	return false
+}
+
+func (x *AdminNode) GetDecommission() bool {
+	if x != nil {
+		return x.Decommission
+	}
+	return false
+}
+
+func (x *AdminNode) GetReplicas() uint32 {
+	if x != nil {
+		return x.Replicas
+	}
+	return 0
+}
+
+func (x *AdminNode) GetLeaders() uint32 {
+	if x != nil {
+		return x.Leaders
+	}
+	return 0
+}
+
+func (x *AdminNode) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *AdminNode) GetWaits() []string {
+	if x != nil {
+		return x.Waits
+	}
+	return nil
+}
+
 type AdminGroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -275,6 +323,12 @@ type AdminGroup struct {
 	Term          uint64                 `protobuf:"varint,4,opt,name=term,proto3" json:"term,omitempty"`
 	Commit        uint64                 `protobuf:"varint,5,opt,name=commit,proto3" json:"commit,omitempty"`
 	Replicas      []*AdminReplica        `protobuf:"bytes,6,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Kind          string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
+	Want          uint32                 `protobuf:"varint,8,opt,name=want,proto3" json:"want,omitempty"`       // replicas to have
+	Change        string                 `protobuf:"bytes,9,opt,name=change,proto3" json:"change,omitempty"`    // what is under way; empty: nothing
+	Reasons       []string               `protobuf:"bytes,10,rep,name=reasons,proto3" json:"reasons,omitempty"` // why it is as it is
+	Pinned        bool                   `protobuf:"varint,11,opt,name=pinned,proto3" json:"pinned,omitempty"`  // placed by a person
+	Prefer        uint64                 `protobuf:"varint,12,opt,name=prefer,proto3" json:"prefer,omitempty"`  // the node that should lead; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -351,12 +405,55 @@ func (x *AdminGroup) GetReplicas() []*AdminReplica {
 	return nil
 }
 
+func (x *AdminGroup) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AdminGroup) GetWant() uint32 {
+	if x != nil {
+		return x.Want
+	}
+	return 0
+}
+
+func (x *AdminGroup) GetChange() string {
+	if x != nil {
+		return x.Change
+	}
+	return ""
+}
+
+func (x *AdminGroup) GetReasons() []string {
+	if x != nil {
+		return x.Reasons
+	}
+	return nil
+}
+
+func (x *AdminGroup) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *AdminGroup) GetPrefer() uint64 {
+	if x != nil {
+		return x.Prefer
+	}
+	return 0
+}
+
 type AdminReplica struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`     // voter, non-voter, wanted, leaving
 	Health        string                 `protobuf:"bytes,3,opt,name=health,proto3" json:"health,omitempty"` // ok, behind, down, unknown
 	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
+	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"` // entries behind the leader's commit index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -415,6 +512,13 @@ func (x *AdminReplica) GetHealth() string {
 func (x *AdminReplica) GetApplied() uint64 {
 	if x != nil {
 		return x.Applied
+	}
+	return 0
+}
+
+func (x *AdminReplica) GetLag() uint64 {
+	if x != nil {
+		return x.Lag
 	}
 	return 0
 }
@@ -528,6 +632,7 @@ type AdminDrainRequest struct {
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // name or id
 	Drain         bool                   `protobuf:"varint,3,opt,name=drain,proto3" json:"drain,omitempty"`
+	Decommission  bool                   `protobuf:"varint,4,opt,name=decommission,proto3" json:"decommission,omitempty"` // and remove it when nothing is left on it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -579,6 +684,13 @@ func (x *AdminDrainRequest) GetNode() string {
 func (x *AdminDrainRequest) GetDrain() bool {
 	if x != nil {
 		return x.Drain
+	}
+	return false
+}
+
+func (x *AdminDrainRequest) GetDecommission() bool {
+	if x != nil {
+		return x.Decommission
 	}
 	return false
 }
@@ -707,6 +819,134 @@ func (*AdminRemoveReply) Descriptor() ([]byte, []int) {
 	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
+type AdminMoveGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Group         string                 `protobuf:"bytes,2,opt,name=group,proto3" json:"group,omitempty"` // names or ids, here and below
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`
+	Automatic     bool                   `protobuf:"varint,6,opt,name=automatic,proto3" json:"automatic,omitempty"`
+	Force         bool                   `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminMoveGroupRequest) Reset() {
+	*x = AdminMoveGroupRequest{}
+	mi := &file_admin_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminMoveGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminMoveGroupRequest) ProtoMessage() {}
+
+func (x *AdminMoveGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminMoveGroupRequest.ProtoReflect.Descriptor instead.
+func (*AdminMoveGroupRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AdminMoveGroupRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *AdminMoveGroupRequest) GetGroup() string {
+	if x != nil {
+		return x.Group
+	}
+	return ""
+}
+
+func (x *AdminMoveGroupRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *AdminMoveGroupRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *AdminMoveGroupRequest) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *AdminMoveGroupRequest) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
+}
+
+func (x *AdminMoveGroupRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type AdminMoveGroupReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminMoveGroupReply) Reset() {
+	*x = AdminMoveGroupReply{}
+	mi := &file_admin_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminMoveGroupReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminMoveGroupReply) ProtoMessage() {}
+
+func (x *AdminMoveGroupReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminMoveGroupReply.ProtoReflect.Descriptor instead.
+func (*AdminMoveGroupReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{12}
+}
+
 var File_admin_proto protoreflect.FileDescriptor
 
 const file_admin_proto_rawDesc = "" +
@@ -721,7 +961,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05mount\x18\x04 \x01(\tR\x05mount\x12\x14\n" +
 	"\x05stale\x18\x05 \x01(\bR\x05stale\x12&\n" +
 	"\x05nodes\x18\x06 \x03(\v2\x10.dc.v1.AdminNodeR\x05nodes\x12)\n" +
-	"\x06groups\x18\a \x03(\v2\x11.dc.v1.AdminGroupR\x06groups\"\xc3\x02\n" +
+	"\x06groups\x18\a \x03(\v2\x11.dc.v1.AdminGroupR\x06groups\"\xe1\x03\n" +
 	"\tAdminNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -733,10 +973,17 @@ const file_admin_proto_rawDesc = "" +
 	"free_bytes\x18\a \x01(\x04R\tfreeBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\b \x01(\x04R\n" +
 	"totalBytes\x12\x17\n" +
-	"\aseen_ms\x18\t \x01(\x03R\x06seenMs\x1a9\n" +
+	"\aseen_ms\x18\t \x01(\x03R\x06seenMs\x12\x14\n" +
+	"\x05drain\x18\n" +
+	" \x01(\bR\x05drain\x12\"\n" +
+	"\fdecommission\x18\v \x01(\bR\fdecommission\x12\x1a\n" +
+	"\breplicas\x18\f \x01(\rR\breplicas\x12\x18\n" +
+	"\aleaders\x18\r \x01(\rR\aleaders\x12\x16\n" +
+	"\x06blocks\x18\x0e \x01(\x04R\x06blocks\x12\x14\n" +
+	"\x05waits\x18\x0f \x03(\tR\x05waits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x02\n" +
 	"\n" +
 	"AdminGroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -744,32 +991,51 @@ const file_admin_proto_rawDesc = "" +
 	"\x06leader\x18\x03 \x01(\x04R\x06leader\x12\x12\n" +
 	"\x04term\x18\x04 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06commit\x18\x05 \x01(\x04R\x06commit\x12/\n" +
-	"\breplicas\x18\x06 \x03(\v2\x13.dc.v1.AdminReplicaR\breplicas\"h\n" +
+	"\breplicas\x18\x06 \x03(\v2\x13.dc.v1.AdminReplicaR\breplicas\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\x12\x12\n" +
+	"\x04want\x18\b \x01(\rR\x04want\x12\x16\n" +
+	"\x06change\x18\t \x01(\tR\x06change\x12\x18\n" +
+	"\areasons\x18\n" +
+	" \x03(\tR\areasons\x12\x16\n" +
+	"\x06pinned\x18\v \x01(\bR\x06pinned\x12\x16\n" +
+	"\x06prefer\x18\f \x01(\x04R\x06prefer\"z\n" +
 	"\fAdminReplica\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06health\x18\x03 \x01(\tR\x06health\x12\x18\n" +
-	"\aapplied\x18\x04 \x01(\x04R\aapplied\"Q\n" +
+	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x10\n" +
+	"\x03lag\x18\x05 \x01(\x04R\x03lag\"Q\n" +
 	"\x11AdminTokenRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\"F\n" +
 	"\x0fAdminTokenReply\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
-	"expires_ms\x18\x02 \x01(\x03R\texpiresMs\"d\n" +
+	"expires_ms\x18\x02 \x01(\x03R\texpiresMs\"\x88\x01\n" +
 	"\x11AdminDrainRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x14\n" +
-	"\x05drain\x18\x03 \x01(\bR\x05drain\"\x11\n" +
+	"\x05drain\x18\x03 \x01(\bR\x05drain\x12\"\n" +
+	"\fdecommission\x18\x04 \x01(\bR\fdecommission\"\x11\n" +
 	"\x0fAdminDrainReply\"O\n" +
 	"\x12AdminRemoveRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\"\x12\n" +
-	"\x10AdminRemoveReply2\xf9\x01\n" +
+	"\x10AdminRemoveReply\"\xc4\x01\n" +
+	"\x15AdminMoveGroupRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\tR\x05group\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x16\n" +
+	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x1c\n" +
+	"\tautomatic\x18\x06 \x01(\bR\tautomatic\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"\x15\n" +
+	"\x13AdminMoveGroupReply2\xc0\x02\n" +
 	"\x05Admin\x12<\n" +
 	"\x06Status\x12\x19.dc.v1.AdminStatusRequest\x1a\x17.dc.v1.AdminStatusReply\x129\n" +
 	"\x05Token\x12\x18.dc.v1.AdminTokenRequest\x1a\x16.dc.v1.AdminTokenReply\x129\n" +
-	"\x05Drain\x12\x18.dc.v1.AdminDrainRequest\x1a\x16.dc.v1.AdminDrainReply\x12<\n" +
+	"\x05Drain\x12\x18.dc.v1.AdminDrainRequest\x1a\x16.dc.v1.AdminDrainReply\x12E\n" +
+	"\tMoveGroup\x12\x1c.dc.v1.AdminMoveGroupRequest\x1a\x1a.dc.v1.AdminMoveGroupReply\x12<\n" +
 	"\x06Remove\x12\x19.dc.v1.AdminRemoveRequest\x1a\x17.dc.v1.AdminRemoveReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
 var (
@@ -784,44 +1050,49 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_admin_proto_goTypes = []any{
-	(*AdminStatusRequest)(nil), // 0: dc.v1.AdminStatusRequest
-	(*AdminStatusReply)(nil),   // 1: dc.v1.AdminStatusReply
-	(*AdminNode)(nil),          // 2: dc.v1.AdminNode
-	(*AdminGroup)(nil),         // 3: dc.v1.AdminGroup
-	(*AdminReplica)(nil),       // 4: dc.v1.AdminReplica
-	(*AdminTokenRequest)(nil),  // 5: dc.v1.AdminTokenRequest
-	(*AdminTokenReply)(nil),    // 6: dc.v1.AdminTokenReply
-	(*AdminDrainRequest)(nil),  // 7: dc.v1.AdminDrainRequest
-	(*AdminDrainReply)(nil),    // 8: dc.v1.AdminDrainReply
-	(*AdminRemoveRequest)(nil), // 9: dc.v1.AdminRemoveRequest
-	(*AdminRemoveReply)(nil),   // 10: dc.v1.AdminRemoveReply
-	nil,                        // 11: dc.v1.AdminNode.LabelsEntry
-	(*Header)(nil),             // 12: dc.v1.Header
+	(*AdminStatusRequest)(nil),    // 0: dc.v1.AdminStatusRequest
+	(*AdminStatusReply)(nil),      // 1: dc.v1.AdminStatusReply
+	(*AdminNode)(nil),             // 2: dc.v1.AdminNode
+	(*AdminGroup)(nil),            // 3: dc.v1.AdminGroup
+	(*AdminReplica)(nil),          // 4: dc.v1.AdminReplica
+	(*AdminTokenRequest)(nil),     // 5: dc.v1.AdminTokenRequest
+	(*AdminTokenReply)(nil),       // 6: dc.v1.AdminTokenReply
+	(*AdminDrainRequest)(nil),     // 7: dc.v1.AdminDrainRequest
+	(*AdminDrainReply)(nil),       // 8: dc.v1.AdminDrainReply
+	(*AdminRemoveRequest)(nil),    // 9: dc.v1.AdminRemoveRequest
+	(*AdminRemoveReply)(nil),      // 10: dc.v1.AdminRemoveReply
+	(*AdminMoveGroupRequest)(nil), // 11: dc.v1.AdminMoveGroupRequest
+	(*AdminMoveGroupReply)(nil),   // 12: dc.v1.AdminMoveGroupReply
+	nil,                           // 13: dc.v1.AdminNode.LabelsEntry
+	(*Header)(nil),                // 14: dc.v1.Header
 }
 var file_admin_proto_depIdxs = []int32{
-	12, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
+	14, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
 	2,  // 1: dc.v1.AdminStatusReply.nodes:type_name -> dc.v1.AdminNode
 	3,  // 2: dc.v1.AdminStatusReply.groups:type_name -> dc.v1.AdminGroup
-	11, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
+	13, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
 	4,  // 4: dc.v1.AdminGroup.replicas:type_name -> dc.v1.AdminReplica
-	12, // 5: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
-	12, // 6: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
-	12, // 7: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
-	0,  // 8: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
-	5,  // 9: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
-	7,  // 10: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
-	9,  // 11: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
-	1,  // 12: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
-	6,  // 13: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
-	8,  // 14: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
-	10, // 15: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
-	12, // [12:16] is the sub-list for method output_type
-	8,  // [8:12] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	14, // 5: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
+	14, // 6: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
+	14, // 7: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
+	14, // 8: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
+	0,  // 9: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
+	5,  // 10: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
+	7,  // 11: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
+	11, // 12: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
+	9,  // 13: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
+	1,  // 14: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
+	6,  // 15: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
+	8,  // 16: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
+	12, // 17: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
+	10, // 18: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -836,7 +1107,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

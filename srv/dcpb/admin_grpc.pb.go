@@ -21,10 +21,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Status_FullMethodName = "/dc.v1.Admin/Status"
-	Admin_Token_FullMethodName  = "/dc.v1.Admin/Token"
-	Admin_Drain_FullMethodName  = "/dc.v1.Admin/Drain"
-	Admin_Remove_FullMethodName = "/dc.v1.Admin/Remove"
+	Admin_Status_FullMethodName    = "/dc.v1.Admin/Status"
+	Admin_Token_FullMethodName     = "/dc.v1.Admin/Token"
+	Admin_Drain_FullMethodName     = "/dc.v1.Admin/Drain"
+	Admin_MoveGroup_FullMethodName = "/dc.v1.Admin/MoveGroup"
+	Admin_Remove_FullMethodName    = "/dc.v1.Admin/Remove"
 )
 
 // AdminClient is the client API for Admin service.
@@ -37,6 +38,8 @@ type AdminClient interface {
 	Token(ctx context.Context, in *AdminTokenRequest, opts ...grpc.CallOption) (*AdminTokenReply, error)
 	// Drain sets or clears a node's drain mark.
 	Drain(ctx context.Context, in *AdminDrainRequest, opts ...grpc.CallOption) (*AdminDrainReply, error)
+	// MoveGroup moves one replica of a group or its leadership.
+	MoveGroup(ctx context.Context, in *AdminMoveGroupRequest, opts ...grpc.CallOption) (*AdminMoveGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(ctx context.Context, in *AdminRemoveRequest, opts ...grpc.CallOption) (*AdminRemoveReply, error)
 }
@@ -79,6 +82,16 @@ func (c *adminClient) Drain(ctx context.Context, in *AdminDrainRequest, opts ...
 	return out, nil
 }
 
+func (c *adminClient) MoveGroup(ctx context.Context, in *AdminMoveGroupRequest, opts ...grpc.CallOption) (*AdminMoveGroupReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdminMoveGroupReply)
+	err := c.cc.Invoke(ctx, Admin_MoveGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Remove(ctx context.Context, in *AdminRemoveRequest, opts ...grpc.CallOption) (*AdminRemoveReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AdminRemoveReply)
@@ -99,6 +112,8 @@ type AdminServer interface {
 	Token(context.Context, *AdminTokenRequest) (*AdminTokenReply, error)
 	// Drain sets or clears a node's drain mark.
 	Drain(context.Context, *AdminDrainRequest) (*AdminDrainReply, error)
+	// MoveGroup moves one replica of a group or its leadership.
+	MoveGroup(context.Context, *AdminMoveGroupRequest) (*AdminMoveGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error)
 	mustEmbedUnimplementedAdminServer()
@@ -119,6 +134,9 @@ func (UnimplementedAdminServer) Token(context.Context, *AdminTokenRequest) (*Adm
 }
 func (UnimplementedAdminServer) Drain(context.Context, *AdminDrainRequest) (*AdminDrainReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedAdminServer) MoveGroup(context.Context, *AdminMoveGroupRequest) (*AdminMoveGroupReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveGroup not implemented")
 }
 func (UnimplementedAdminServer) Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
@@ -198,6 +216,24 @@ func _Admin_Drain_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_MoveGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdminMoveGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).MoveGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_MoveGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).MoveGroup(ctx, req.(*AdminMoveGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Remove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AdminRemoveRequest)
 	if err := dec(in); err != nil {
@@ -234,6 +270,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drain",
 			Handler:    _Admin_Drain_Handler,
+		},
+		{
+			MethodName: "MoveGroup",
+			Handler:    _Admin_MoveGroup_Handler,
 		},
 		{
 			MethodName: "Remove",

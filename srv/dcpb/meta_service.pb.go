@@ -433,6 +433,7 @@ type MetaRegisterRequest struct {
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	SetLabels     map[string]string      `protobuf:"bytes,4,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -486,6 +487,13 @@ func (x *MetaRegisterRequest) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *MetaRegisterRequest) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
 }
 
 type MetaRegisterReply struct {
@@ -542,7 +550,8 @@ type MetaHeartbeatRequest struct {
 	MemoryBytes     uint64                 `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	MemoryFreeBytes uint64                 `protobuf:"varint,7,opt,name=memory_free_bytes,json=memoryFreeBytes,proto3" json:"memory_free_bytes,omitempty"`
 	Cpus            uint32                 `protobuf:"varint,8,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	Full            bool                   `protobuf:"varint,9,opt,name=full,proto3" json:"full,omitempty"` // the disk has reached its reserve
+	Full            bool                   `protobuf:"varint,9,opt,name=full,proto3" json:"full,omitempty"`      // the disk has reached its reserve
+	Blocks          uint64                 `protobuf:"varint,10,opt,name=blocks,proto3" json:"blocks,omitempty"` // of /dc/data that the node stores
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -638,6 +647,13 @@ func (x *MetaHeartbeatRequest) GetFull() bool {
 		return x.Full
 	}
 	return false
+}
+
+func (x *MetaHeartbeatRequest) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
 }
 
 // MetaReplicaState is one replica as its node sees it.
@@ -1384,6 +1400,7 @@ type MetaSetNodeRequest struct {
 	Node          string                 `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"` // name or id
 	Drain         *bool                  `protobuf:"varint,3,opt,name=drain,proto3,oneof" json:"drain,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,4,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // an empty value removes the label
+	Decommission  *bool                  `protobuf:"varint,5,opt,name=decommission,proto3,oneof" json:"decommission,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1444,6 +1461,13 @@ func (x *MetaSetNodeRequest) GetSetLabels() map[string]string {
 		return x.SetLabels
 	}
 	return nil
+}
+
+func (x *MetaSetNodeRequest) GetDecommission() bool {
+	if x != nil && x.Decommission != nil {
+		return *x.Decommission
+	}
+	return false
 }
 
 type MetaSetNodeReply struct {
@@ -1586,6 +1610,134 @@ func (x *MetaRemoveNodeReply) GetNode() *MetaMapNode {
 	return nil
 }
 
+type MetaMoveGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Moved         string                 `protobuf:"bytes,2,opt,name=moved,proto3" json:"moved,omitempty"` // the group's name or id
+	From          string                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`   // nodes by name or id; from and to together or neither
+	To            string                 `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	Leader        string                 `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`        // who should lead; empty: stays
+	Automatic     bool                   `protobuf:"varint,6,opt,name=automatic,proto3" json:"automatic,omitempty"` // give the group back to the controller
+	Force         bool                   `protobuf:"varint,7,opt,name=force,proto3" json:"force,omitempty"`         // also if the replicas are then spread worse
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetaMoveGroupRequest) Reset() {
+	*x = MetaMoveGroupRequest{}
+	mi := &file_meta_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetaMoveGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetaMoveGroupRequest) ProtoMessage() {}
+
+func (x *MetaMoveGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetaMoveGroupRequest.ProtoReflect.Descriptor instead.
+func (*MetaMoveGroupRequest) Descriptor() ([]byte, []int) {
+	return file_meta_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *MetaMoveGroupRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *MetaMoveGroupRequest) GetMoved() string {
+	if x != nil {
+		return x.Moved
+	}
+	return ""
+}
+
+func (x *MetaMoveGroupRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *MetaMoveGroupRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *MetaMoveGroupRequest) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *MetaMoveGroupRequest) GetAutomatic() bool {
+	if x != nil {
+		return x.Automatic
+	}
+	return false
+}
+
+func (x *MetaMoveGroupRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type MetaMoveGroupReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetaMoveGroupReply) Reset() {
+	*x = MetaMoveGroupReply{}
+	mi := &file_meta_service_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetaMoveGroupReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetaMoveGroupReply) ProtoMessage() {}
+
+func (x *MetaMoveGroupReply) ProtoReflect() protoreflect.Message {
+	mi := &file_meta_service_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetaMoveGroupReply.ProtoReflect.Descriptor instead.
+func (*MetaMoveGroupReply) Descriptor() ([]byte, []int) {
+	return file_meta_service_proto_rawDescGZIP(), []int{25}
+}
+
 type MetaGroupStartedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -1596,7 +1748,7 @@ type MetaGroupStartedRequest struct {
 
 func (x *MetaGroupStartedRequest) Reset() {
 	*x = MetaGroupStartedRequest{}
-	mi := &file_meta_service_proto_msgTypes[24]
+	mi := &file_meta_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1760,7 @@ func (x *MetaGroupStartedRequest) String() string {
 func (*MetaGroupStartedRequest) ProtoMessage() {}
 
 func (x *MetaGroupStartedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[24]
+	mi := &file_meta_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1773,7 @@ func (x *MetaGroupStartedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaGroupStartedRequest.ProtoReflect.Descriptor instead.
 func (*MetaGroupStartedRequest) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{24}
+	return file_meta_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MetaGroupStartedRequest) GetHeader() *Header {
@@ -1646,7 +1798,7 @@ type MetaGroupStartedReply struct {
 
 func (x *MetaGroupStartedReply) Reset() {
 	*x = MetaGroupStartedReply{}
-	mi := &file_meta_service_proto_msgTypes[25]
+	mi := &file_meta_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1810,7 @@ func (x *MetaGroupStartedReply) String() string {
 func (*MetaGroupStartedReply) ProtoMessage() {}
 
 func (x *MetaGroupStartedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[25]
+	mi := &file_meta_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1823,7 @@ func (x *MetaGroupStartedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaGroupStartedReply.ProtoReflect.Descriptor instead.
 func (*MetaGroupStartedReply) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{25}
+	return file_meta_service_proto_rawDescGZIP(), []int{27}
 }
 
 type MetaDescriptor struct {
@@ -1691,7 +1843,7 @@ type MetaDescriptor struct {
 
 func (x *MetaDescriptor) Reset() {
 	*x = MetaDescriptor{}
-	mi := &file_meta_service_proto_msgTypes[26]
+	mi := &file_meta_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1855,7 @@ func (x *MetaDescriptor) String() string {
 func (*MetaDescriptor) ProtoMessage() {}
 
 func (x *MetaDescriptor) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[26]
+	mi := &file_meta_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1868,7 @@ func (x *MetaDescriptor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaDescriptor.ProtoReflect.Descriptor instead.
 func (*MetaDescriptor) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{26}
+	return file_meta_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MetaDescriptor) GetKind() string {
@@ -1794,7 +1946,7 @@ type MetaCreateDescriptorRequest struct {
 
 func (x *MetaCreateDescriptorRequest) Reset() {
 	*x = MetaCreateDescriptorRequest{}
-	mi := &file_meta_service_proto_msgTypes[27]
+	mi := &file_meta_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1806,7 +1958,7 @@ func (x *MetaCreateDescriptorRequest) String() string {
 func (*MetaCreateDescriptorRequest) ProtoMessage() {}
 
 func (x *MetaCreateDescriptorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[27]
+	mi := &file_meta_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1819,7 +1971,7 @@ func (x *MetaCreateDescriptorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaCreateDescriptorRequest.ProtoReflect.Descriptor instead.
 func (*MetaCreateDescriptorRequest) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{27}
+	return file_meta_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MetaCreateDescriptorRequest) GetHeader() *Header {
@@ -1861,7 +2013,7 @@ type MetaDescriptorRequest struct {
 
 func (x *MetaDescriptorRequest) Reset() {
 	*x = MetaDescriptorRequest{}
-	mi := &file_meta_service_proto_msgTypes[28]
+	mi := &file_meta_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +2025,7 @@ func (x *MetaDescriptorRequest) String() string {
 func (*MetaDescriptorRequest) ProtoMessage() {}
 
 func (x *MetaDescriptorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[28]
+	mi := &file_meta_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +2038,7 @@ func (x *MetaDescriptorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaDescriptorRequest.ProtoReflect.Descriptor instead.
 func (*MetaDescriptorRequest) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{28}
+	return file_meta_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *MetaDescriptorRequest) GetHeader() *Header {
@@ -1919,7 +2071,7 @@ type MetaDescriptorReply struct {
 
 func (x *MetaDescriptorReply) Reset() {
 	*x = MetaDescriptorReply{}
-	mi := &file_meta_service_proto_msgTypes[29]
+	mi := &file_meta_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2083,7 @@ func (x *MetaDescriptorReply) String() string {
 func (*MetaDescriptorReply) ProtoMessage() {}
 
 func (x *MetaDescriptorReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[29]
+	mi := &file_meta_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2096,7 @@ func (x *MetaDescriptorReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaDescriptorReply.ProtoReflect.Descriptor instead.
 func (*MetaDescriptorReply) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{29}
+	return file_meta_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MetaDescriptorReply) GetDescriptor_() *MetaDescriptor {
@@ -1966,7 +2118,7 @@ type MetaListDescriptorsRequest struct {
 
 func (x *MetaListDescriptorsRequest) Reset() {
 	*x = MetaListDescriptorsRequest{}
-	mi := &file_meta_service_proto_msgTypes[30]
+	mi := &file_meta_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1978,7 +2130,7 @@ func (x *MetaListDescriptorsRequest) String() string {
 func (*MetaListDescriptorsRequest) ProtoMessage() {}
 
 func (x *MetaListDescriptorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[30]
+	mi := &file_meta_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1991,7 +2143,7 @@ func (x *MetaListDescriptorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaListDescriptorsRequest.ProtoReflect.Descriptor instead.
 func (*MetaListDescriptorsRequest) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{30}
+	return file_meta_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MetaListDescriptorsRequest) GetHeader() *Header {
@@ -2031,7 +2183,7 @@ type MetaListDescriptorsReply struct {
 
 func (x *MetaListDescriptorsReply) Reset() {
 	*x = MetaListDescriptorsReply{}
-	mi := &file_meta_service_proto_msgTypes[31]
+	mi := &file_meta_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2043,7 +2195,7 @@ func (x *MetaListDescriptorsReply) String() string {
 func (*MetaListDescriptorsReply) ProtoMessage() {}
 
 func (x *MetaListDescriptorsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[31]
+	mi := &file_meta_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2056,7 +2208,7 @@ func (x *MetaListDescriptorsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaListDescriptorsReply.ProtoReflect.Descriptor instead.
 func (*MetaListDescriptorsReply) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{31}
+	return file_meta_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *MetaListDescriptorsReply) GetDescriptors() []*MetaDescriptor {
@@ -2077,7 +2229,7 @@ type MetaDropRequest struct {
 
 func (x *MetaDropRequest) Reset() {
 	*x = MetaDropRequest{}
-	mi := &file_meta_service_proto_msgTypes[32]
+	mi := &file_meta_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2089,7 +2241,7 @@ func (x *MetaDropRequest) String() string {
 func (*MetaDropRequest) ProtoMessage() {}
 
 func (x *MetaDropRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[32]
+	mi := &file_meta_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2102,7 +2254,7 @@ func (x *MetaDropRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaDropRequest.ProtoReflect.Descriptor instead.
 func (*MetaDropRequest) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{32}
+	return file_meta_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *MetaDropRequest) GetHeader() *Header {
@@ -2134,7 +2286,7 @@ type MetaDropReply struct {
 
 func (x *MetaDropReply) Reset() {
 	*x = MetaDropReply{}
-	mi := &file_meta_service_proto_msgTypes[33]
+	mi := &file_meta_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2298,7 @@ func (x *MetaDropReply) String() string {
 func (*MetaDropReply) ProtoMessage() {}
 
 func (x *MetaDropReply) ProtoReflect() protoreflect.Message {
-	mi := &file_meta_service_proto_msgTypes[33]
+	mi := &file_meta_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2311,7 @@ func (x *MetaDropReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetaDropReply.ProtoReflect.Descriptor instead.
 func (*MetaDropReply) Descriptor() ([]byte, []int) {
-	return file_meta_service_proto_rawDescGZIP(), []int{33}
+	return file_meta_service_proto_rawDescGZIP(), []int{35}
 }
 
 var File_meta_service_proto protoreflect.FileDescriptor
@@ -2202,13 +2354,18 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x05nodes\x18\x04 \x03(\x04R\x05nodes\x12\x1c\n" +
 	"\tbootstrap\x18\x05 \x01(\x04R\tbootstrap\x12\x12\n" +
 	"\x04want\x18\x06 \x01(\rR\x04want\x12\x18\n" +
-	"\aversion\x18\a \x01(\x04R\aversion\"p\n" +
+	"\aversion\x18\a \x01(\x04R\aversion\"\xf8\x01\n" +
 	"\x13MetaRegisterRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"-\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12H\n" +
+	"\n" +
+	"set_labels\x18\x04 \x03(\v2).dc.v1.MetaRegisterRequest.SetLabelsEntryR\tsetLabels\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"-\n" +
 	"\x11MetaRegisterReply\x12\x18\n" +
-	"\acluster\x18\x01 \x01(\tR\acluster\"\xbd\x02\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\"\xd5\x02\n" +
 	"\x14MetaHeartbeatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x1d\n" +
 	"\n" +
@@ -2220,7 +2377,9 @@ const file_meta_service_proto_rawDesc = "" +
 	"\fmemory_bytes\x18\x06 \x01(\x04R\vmemoryBytes\x12*\n" +
 	"\x11memory_free_bytes\x18\a \x01(\x04R\x0fmemoryFreeBytes\x12\x12\n" +
 	"\x04cpus\x18\b \x01(\rR\x04cpus\x12\x12\n" +
-	"\x04full\x18\t \x01(\bR\x04full\"\xb3\x01\n" +
+	"\x04full\x18\t \x01(\bR\x04full\x12\x16\n" +
+	"\x06blocks\x18\n" +
+	" \x01(\x04R\x06blocks\"\xb3\x01\n" +
 	"\x10MetaReplicaState\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x12\n" +
@@ -2274,24 +2433,35 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12 \n" +
 	"\vcertificate\x18\x04 \x01(\fR\vcertificate\x12%\n" +
 	"\x0eca_certificate\x18\x05 \x01(\fR\rcaCertificate\x12 \n" +
-	"\x03map\x18\x06 \x01(\v2\x0e.dc.v1.MetaMapR\x03map\"\xfb\x01\n" +
+	"\x03map\x18\x06 \x01(\v2\x0e.dc.v1.MetaMapR\x03map\"\xb5\x02\n" +
 	"\x12MetaSetNodeRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x19\n" +
 	"\x05drain\x18\x03 \x01(\bH\x00R\x05drain\x88\x01\x01\x12G\n" +
 	"\n" +
-	"set_labels\x18\x04 \x03(\v2(.dc.v1.MetaSetNodeRequest.SetLabelsEntryR\tsetLabels\x1a<\n" +
+	"set_labels\x18\x04 \x03(\v2(.dc.v1.MetaSetNodeRequest.SetLabelsEntryR\tsetLabels\x12'\n" +
+	"\fdecommission\x18\x05 \x01(\bH\x01R\fdecommission\x88\x01\x01\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_drain\":\n" +
+	"\x06_drainB\x0f\n" +
+	"\r_decommission\":\n" +
 	"\x10MetaSetNodeReply\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.dc.v1.MetaMapNodeR\x04node\"R\n" +
 	"\x15MetaRemoveNodeRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\"=\n" +
 	"\x13MetaRemoveNodeReply\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.dc.v1.MetaMapNodeR\x04node\"Z\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.dc.v1.MetaMapNodeR\x04node\"\xc3\x01\n" +
+	"\x14MetaMoveGroupRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05moved\x18\x02 \x01(\tR\x05moved\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x16\n" +
+	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x1c\n" +
+	"\tautomatic\x18\x06 \x01(\bR\tautomatic\x12\x14\n" +
+	"\x05force\x18\a \x01(\bR\x05force\"\x14\n" +
+	"\x12MetaMoveGroupReply\"Z\n" +
 	"\x17MetaGroupStartedRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
 	"\astarted\x18\x02 \x01(\x04R\astarted\"\x17\n" +
@@ -2331,7 +2501,7 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x03 \x01(\x04R\x02id\"\x0f\n" +
-	"\rMetaDropReply2\xca\a\n" +
+	"\rMetaDropReply2\x8f\b\n" +
 	"\x04Meta\x12@\n" +
 	"\bRegister\x12\x1a.dc.v1.MetaRegisterRequest\x1a\x18.dc.v1.MetaRegisterReply\x12C\n" +
 	"\tHeartbeat\x12\x1b.dc.v1.MetaHeartbeatRequest\x1a\x19.dc.v1.MetaHeartbeatReply\x129\n" +
@@ -2341,7 +2511,8 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x05Admit\x12\x17.dc.v1.MetaAdmitRequest\x1a\x15.dc.v1.MetaAdmitReply\x12=\n" +
 	"\aSetNode\x12\x19.dc.v1.MetaSetNodeRequest\x1a\x17.dc.v1.MetaSetNodeReply\x12F\n" +
 	"\n" +
-	"RemoveNode\x12\x1c.dc.v1.MetaRemoveNodeRequest\x1a\x1a.dc.v1.MetaRemoveNodeReply\x12L\n" +
+	"RemoveNode\x12\x1c.dc.v1.MetaRemoveNodeRequest\x1a\x1a.dc.v1.MetaRemoveNodeReply\x12C\n" +
+	"\tMoveGroup\x12\x1b.dc.v1.MetaMoveGroupRequest\x1a\x19.dc.v1.MetaMoveGroupReply\x12L\n" +
 	"\fGroupStarted\x12\x1e.dc.v1.MetaGroupStartedRequest\x1a\x1c.dc.v1.MetaGroupStartedReply\x12R\n" +
 	"\x10CreateDescriptor\x12\".dc.v1.MetaCreateDescriptorRequest\x1a\x1a.dc.v1.MetaDescriptorReply\x12F\n" +
 	"\n" +
@@ -2364,7 +2535,7 @@ func file_meta_service_proto_rawDescGZIP() []byte {
 	return file_meta_service_proto_rawDescData
 }
 
-var file_meta_service_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_meta_service_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_meta_service_proto_goTypes = []any{
 	(*JoinRequest)(nil),                 // 0: dc.v1.JoinRequest
 	(*JoinReply)(nil),                   // 1: dc.v1.JoinReply
@@ -2390,87 +2561,94 @@ var file_meta_service_proto_goTypes = []any{
 	(*MetaSetNodeReply)(nil),            // 21: dc.v1.MetaSetNodeReply
 	(*MetaRemoveNodeRequest)(nil),       // 22: dc.v1.MetaRemoveNodeRequest
 	(*MetaRemoveNodeReply)(nil),         // 23: dc.v1.MetaRemoveNodeReply
-	(*MetaGroupStartedRequest)(nil),     // 24: dc.v1.MetaGroupStartedRequest
-	(*MetaGroupStartedReply)(nil),       // 25: dc.v1.MetaGroupStartedReply
-	(*MetaDescriptor)(nil),              // 26: dc.v1.MetaDescriptor
-	(*MetaCreateDescriptorRequest)(nil), // 27: dc.v1.MetaCreateDescriptorRequest
-	(*MetaDescriptorRequest)(nil),       // 28: dc.v1.MetaDescriptorRequest
-	(*MetaDescriptorReply)(nil),         // 29: dc.v1.MetaDescriptorReply
-	(*MetaListDescriptorsRequest)(nil),  // 30: dc.v1.MetaListDescriptorsRequest
-	(*MetaListDescriptorsReply)(nil),    // 31: dc.v1.MetaListDescriptorsReply
-	(*MetaDropRequest)(nil),             // 32: dc.v1.MetaDropRequest
-	(*MetaDropReply)(nil),               // 33: dc.v1.MetaDropReply
-	nil,                                 // 34: dc.v1.MetaMapNode.LabelsEntry
-	nil,                                 // 35: dc.v1.MetaSetNodeRequest.SetLabelsEntry
-	(*Header)(nil),                      // 36: dc.v1.Header
-	(*AdminNode)(nil),                   // 37: dc.v1.AdminNode
-	(*AdminGroup)(nil),                  // 38: dc.v1.AdminGroup
+	(*MetaMoveGroupRequest)(nil),        // 24: dc.v1.MetaMoveGroupRequest
+	(*MetaMoveGroupReply)(nil),          // 25: dc.v1.MetaMoveGroupReply
+	(*MetaGroupStartedRequest)(nil),     // 26: dc.v1.MetaGroupStartedRequest
+	(*MetaGroupStartedReply)(nil),       // 27: dc.v1.MetaGroupStartedReply
+	(*MetaDescriptor)(nil),              // 28: dc.v1.MetaDescriptor
+	(*MetaCreateDescriptorRequest)(nil), // 29: dc.v1.MetaCreateDescriptorRequest
+	(*MetaDescriptorRequest)(nil),       // 30: dc.v1.MetaDescriptorRequest
+	(*MetaDescriptorReply)(nil),         // 31: dc.v1.MetaDescriptorReply
+	(*MetaListDescriptorsRequest)(nil),  // 32: dc.v1.MetaListDescriptorsRequest
+	(*MetaListDescriptorsReply)(nil),    // 33: dc.v1.MetaListDescriptorsReply
+	(*MetaDropRequest)(nil),             // 34: dc.v1.MetaDropRequest
+	(*MetaDropReply)(nil),               // 35: dc.v1.MetaDropReply
+	nil,                                 // 36: dc.v1.MetaMapNode.LabelsEntry
+	nil,                                 // 37: dc.v1.MetaRegisterRequest.SetLabelsEntry
+	nil,                                 // 38: dc.v1.MetaSetNodeRequest.SetLabelsEntry
+	(*Header)(nil),                      // 39: dc.v1.Header
+	(*AdminNode)(nil),                   // 40: dc.v1.AdminNode
+	(*AdminGroup)(nil),                  // 41: dc.v1.AdminGroup
 }
 var file_meta_service_proto_depIdxs = []int32{
 	2,  // 0: dc.v1.JoinReply.map:type_name -> dc.v1.MetaMap
 	3,  // 1: dc.v1.MetaMap.nodes:type_name -> dc.v1.MetaMapNode
 	4,  // 2: dc.v1.MetaMap.groups:type_name -> dc.v1.MetaMapGroup
-	34, // 3: dc.v1.MetaMapNode.labels:type_name -> dc.v1.MetaMapNode.LabelsEntry
-	36, // 4: dc.v1.MetaRegisterRequest.header:type_name -> dc.v1.Header
-	36, // 5: dc.v1.MetaHeartbeatRequest.header:type_name -> dc.v1.Header
-	8,  // 6: dc.v1.MetaHeartbeatRequest.replicas:type_name -> dc.v1.MetaReplicaState
-	9,  // 7: dc.v1.MetaReplicaState.members:type_name -> dc.v1.MetaMember
-	11, // 8: dc.v1.MetaHeartbeatReply.moves:type_name -> dc.v1.MetaMove
-	36, // 9: dc.v1.MetaWatchRequest.header:type_name -> dc.v1.Header
-	2,  // 10: dc.v1.MetaWatchReply.map:type_name -> dc.v1.MetaMap
-	36, // 11: dc.v1.MetaStatusRequest.header:type_name -> dc.v1.Header
-	37, // 12: dc.v1.MetaStatusReply.nodes:type_name -> dc.v1.AdminNode
-	38, // 13: dc.v1.MetaStatusReply.groups:type_name -> dc.v1.AdminGroup
-	36, // 14: dc.v1.MetaMintTokenRequest.header:type_name -> dc.v1.Header
-	36, // 15: dc.v1.MetaAdmitRequest.header:type_name -> dc.v1.Header
-	2,  // 16: dc.v1.MetaAdmitReply.map:type_name -> dc.v1.MetaMap
-	36, // 17: dc.v1.MetaSetNodeRequest.header:type_name -> dc.v1.Header
-	35, // 18: dc.v1.MetaSetNodeRequest.set_labels:type_name -> dc.v1.MetaSetNodeRequest.SetLabelsEntry
-	3,  // 19: dc.v1.MetaSetNodeReply.node:type_name -> dc.v1.MetaMapNode
-	36, // 20: dc.v1.MetaRemoveNodeRequest.header:type_name -> dc.v1.Header
-	3,  // 21: dc.v1.MetaRemoveNodeReply.node:type_name -> dc.v1.MetaMapNode
-	36, // 22: dc.v1.MetaGroupStartedRequest.header:type_name -> dc.v1.Header
-	36, // 23: dc.v1.MetaCreateDescriptorRequest.header:type_name -> dc.v1.Header
-	36, // 24: dc.v1.MetaDescriptorRequest.header:type_name -> dc.v1.Header
-	26, // 25: dc.v1.MetaDescriptorReply.descriptor:type_name -> dc.v1.MetaDescriptor
-	36, // 26: dc.v1.MetaListDescriptorsRequest.header:type_name -> dc.v1.Header
-	26, // 27: dc.v1.MetaListDescriptorsReply.descriptors:type_name -> dc.v1.MetaDescriptor
-	36, // 28: dc.v1.MetaDropRequest.header:type_name -> dc.v1.Header
-	5,  // 29: dc.v1.Meta.Register:input_type -> dc.v1.MetaRegisterRequest
-	7,  // 30: dc.v1.Meta.Heartbeat:input_type -> dc.v1.MetaHeartbeatRequest
-	12, // 31: dc.v1.Meta.Watch:input_type -> dc.v1.MetaWatchRequest
-	14, // 32: dc.v1.Meta.Status:input_type -> dc.v1.MetaStatusRequest
-	16, // 33: dc.v1.Meta.MintToken:input_type -> dc.v1.MetaMintTokenRequest
-	18, // 34: dc.v1.Meta.Admit:input_type -> dc.v1.MetaAdmitRequest
-	20, // 35: dc.v1.Meta.SetNode:input_type -> dc.v1.MetaSetNodeRequest
-	22, // 36: dc.v1.Meta.RemoveNode:input_type -> dc.v1.MetaRemoveNodeRequest
-	24, // 37: dc.v1.Meta.GroupStarted:input_type -> dc.v1.MetaGroupStartedRequest
-	27, // 38: dc.v1.Meta.CreateDescriptor:input_type -> dc.v1.MetaCreateDescriptorRequest
-	28, // 39: dc.v1.Meta.Descriptor:input_type -> dc.v1.MetaDescriptorRequest
-	30, // 40: dc.v1.Meta.ListDescriptors:input_type -> dc.v1.MetaListDescriptorsRequest
-	32, // 41: dc.v1.Meta.MarkDropping:input_type -> dc.v1.MetaDropRequest
-	32, // 42: dc.v1.Meta.RemoveDescriptor:input_type -> dc.v1.MetaDropRequest
-	0,  // 43: dc.v1.Join.Join:input_type -> dc.v1.JoinRequest
-	6,  // 44: dc.v1.Meta.Register:output_type -> dc.v1.MetaRegisterReply
-	10, // 45: dc.v1.Meta.Heartbeat:output_type -> dc.v1.MetaHeartbeatReply
-	13, // 46: dc.v1.Meta.Watch:output_type -> dc.v1.MetaWatchReply
-	15, // 47: dc.v1.Meta.Status:output_type -> dc.v1.MetaStatusReply
-	17, // 48: dc.v1.Meta.MintToken:output_type -> dc.v1.MetaMintTokenReply
-	19, // 49: dc.v1.Meta.Admit:output_type -> dc.v1.MetaAdmitReply
-	21, // 50: dc.v1.Meta.SetNode:output_type -> dc.v1.MetaSetNodeReply
-	23, // 51: dc.v1.Meta.RemoveNode:output_type -> dc.v1.MetaRemoveNodeReply
-	25, // 52: dc.v1.Meta.GroupStarted:output_type -> dc.v1.MetaGroupStartedReply
-	29, // 53: dc.v1.Meta.CreateDescriptor:output_type -> dc.v1.MetaDescriptorReply
-	29, // 54: dc.v1.Meta.Descriptor:output_type -> dc.v1.MetaDescriptorReply
-	31, // 55: dc.v1.Meta.ListDescriptors:output_type -> dc.v1.MetaListDescriptorsReply
-	33, // 56: dc.v1.Meta.MarkDropping:output_type -> dc.v1.MetaDropReply
-	33, // 57: dc.v1.Meta.RemoveDescriptor:output_type -> dc.v1.MetaDropReply
-	1,  // 58: dc.v1.Join.Join:output_type -> dc.v1.JoinReply
-	44, // [44:59] is the sub-list for method output_type
-	29, // [29:44] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	36, // 3: dc.v1.MetaMapNode.labels:type_name -> dc.v1.MetaMapNode.LabelsEntry
+	39, // 4: dc.v1.MetaRegisterRequest.header:type_name -> dc.v1.Header
+	37, // 5: dc.v1.MetaRegisterRequest.set_labels:type_name -> dc.v1.MetaRegisterRequest.SetLabelsEntry
+	39, // 6: dc.v1.MetaHeartbeatRequest.header:type_name -> dc.v1.Header
+	8,  // 7: dc.v1.MetaHeartbeatRequest.replicas:type_name -> dc.v1.MetaReplicaState
+	9,  // 8: dc.v1.MetaReplicaState.members:type_name -> dc.v1.MetaMember
+	11, // 9: dc.v1.MetaHeartbeatReply.moves:type_name -> dc.v1.MetaMove
+	39, // 10: dc.v1.MetaWatchRequest.header:type_name -> dc.v1.Header
+	2,  // 11: dc.v1.MetaWatchReply.map:type_name -> dc.v1.MetaMap
+	39, // 12: dc.v1.MetaStatusRequest.header:type_name -> dc.v1.Header
+	40, // 13: dc.v1.MetaStatusReply.nodes:type_name -> dc.v1.AdminNode
+	41, // 14: dc.v1.MetaStatusReply.groups:type_name -> dc.v1.AdminGroup
+	39, // 15: dc.v1.MetaMintTokenRequest.header:type_name -> dc.v1.Header
+	39, // 16: dc.v1.MetaAdmitRequest.header:type_name -> dc.v1.Header
+	2,  // 17: dc.v1.MetaAdmitReply.map:type_name -> dc.v1.MetaMap
+	39, // 18: dc.v1.MetaSetNodeRequest.header:type_name -> dc.v1.Header
+	38, // 19: dc.v1.MetaSetNodeRequest.set_labels:type_name -> dc.v1.MetaSetNodeRequest.SetLabelsEntry
+	3,  // 20: dc.v1.MetaSetNodeReply.node:type_name -> dc.v1.MetaMapNode
+	39, // 21: dc.v1.MetaRemoveNodeRequest.header:type_name -> dc.v1.Header
+	3,  // 22: dc.v1.MetaRemoveNodeReply.node:type_name -> dc.v1.MetaMapNode
+	39, // 23: dc.v1.MetaMoveGroupRequest.header:type_name -> dc.v1.Header
+	39, // 24: dc.v1.MetaGroupStartedRequest.header:type_name -> dc.v1.Header
+	39, // 25: dc.v1.MetaCreateDescriptorRequest.header:type_name -> dc.v1.Header
+	39, // 26: dc.v1.MetaDescriptorRequest.header:type_name -> dc.v1.Header
+	28, // 27: dc.v1.MetaDescriptorReply.descriptor:type_name -> dc.v1.MetaDescriptor
+	39, // 28: dc.v1.MetaListDescriptorsRequest.header:type_name -> dc.v1.Header
+	28, // 29: dc.v1.MetaListDescriptorsReply.descriptors:type_name -> dc.v1.MetaDescriptor
+	39, // 30: dc.v1.MetaDropRequest.header:type_name -> dc.v1.Header
+	5,  // 31: dc.v1.Meta.Register:input_type -> dc.v1.MetaRegisterRequest
+	7,  // 32: dc.v1.Meta.Heartbeat:input_type -> dc.v1.MetaHeartbeatRequest
+	12, // 33: dc.v1.Meta.Watch:input_type -> dc.v1.MetaWatchRequest
+	14, // 34: dc.v1.Meta.Status:input_type -> dc.v1.MetaStatusRequest
+	16, // 35: dc.v1.Meta.MintToken:input_type -> dc.v1.MetaMintTokenRequest
+	18, // 36: dc.v1.Meta.Admit:input_type -> dc.v1.MetaAdmitRequest
+	20, // 37: dc.v1.Meta.SetNode:input_type -> dc.v1.MetaSetNodeRequest
+	22, // 38: dc.v1.Meta.RemoveNode:input_type -> dc.v1.MetaRemoveNodeRequest
+	24, // 39: dc.v1.Meta.MoveGroup:input_type -> dc.v1.MetaMoveGroupRequest
+	26, // 40: dc.v1.Meta.GroupStarted:input_type -> dc.v1.MetaGroupStartedRequest
+	29, // 41: dc.v1.Meta.CreateDescriptor:input_type -> dc.v1.MetaCreateDescriptorRequest
+	30, // 42: dc.v1.Meta.Descriptor:input_type -> dc.v1.MetaDescriptorRequest
+	32, // 43: dc.v1.Meta.ListDescriptors:input_type -> dc.v1.MetaListDescriptorsRequest
+	34, // 44: dc.v1.Meta.MarkDropping:input_type -> dc.v1.MetaDropRequest
+	34, // 45: dc.v1.Meta.RemoveDescriptor:input_type -> dc.v1.MetaDropRequest
+	0,  // 46: dc.v1.Join.Join:input_type -> dc.v1.JoinRequest
+	6,  // 47: dc.v1.Meta.Register:output_type -> dc.v1.MetaRegisterReply
+	10, // 48: dc.v1.Meta.Heartbeat:output_type -> dc.v1.MetaHeartbeatReply
+	13, // 49: dc.v1.Meta.Watch:output_type -> dc.v1.MetaWatchReply
+	15, // 50: dc.v1.Meta.Status:output_type -> dc.v1.MetaStatusReply
+	17, // 51: dc.v1.Meta.MintToken:output_type -> dc.v1.MetaMintTokenReply
+	19, // 52: dc.v1.Meta.Admit:output_type -> dc.v1.MetaAdmitReply
+	21, // 53: dc.v1.Meta.SetNode:output_type -> dc.v1.MetaSetNodeReply
+	23, // 54: dc.v1.Meta.RemoveNode:output_type -> dc.v1.MetaRemoveNodeReply
+	25, // 55: dc.v1.Meta.MoveGroup:output_type -> dc.v1.MetaMoveGroupReply
+	27, // 56: dc.v1.Meta.GroupStarted:output_type -> dc.v1.MetaGroupStartedReply
+	31, // 57: dc.v1.Meta.CreateDescriptor:output_type -> dc.v1.MetaDescriptorReply
+	31, // 58: dc.v1.Meta.Descriptor:output_type -> dc.v1.MetaDescriptorReply
+	33, // 59: dc.v1.Meta.ListDescriptors:output_type -> dc.v1.MetaListDescriptorsReply
+	35, // 60: dc.v1.Meta.MarkDropping:output_type -> dc.v1.MetaDropReply
+	35, // 61: dc.v1.Meta.RemoveDescriptor:output_type -> dc.v1.MetaDropReply
+	1,  // 62: dc.v1.Join.Join:output_type -> dc.v1.JoinReply
+	47, // [47:63] is the sub-list for method output_type
+	31, // [31:47] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_meta_service_proto_init() }
@@ -2487,7 +2665,7 @@ func file_meta_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_service_proto_rawDesc), len(file_meta_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   36,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

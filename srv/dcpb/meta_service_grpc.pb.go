@@ -29,6 +29,7 @@ const (
 	Meta_Admit_FullMethodName            = "/dc.v1.Meta/Admit"
 	Meta_SetNode_FullMethodName          = "/dc.v1.Meta/SetNode"
 	Meta_RemoveNode_FullMethodName       = "/dc.v1.Meta/RemoveNode"
+	Meta_MoveGroup_FullMethodName        = "/dc.v1.Meta/MoveGroup"
 	Meta_GroupStarted_FullMethodName     = "/dc.v1.Meta/GroupStarted"
 	Meta_CreateDescriptor_FullMethodName = "/dc.v1.Meta/CreateDescriptor"
 	Meta_Descriptor_FullMethodName       = "/dc.v1.Meta/Descriptor"
@@ -55,6 +56,8 @@ type MetaClient interface {
 	Admit(ctx context.Context, in *MetaAdmitRequest, opts ...grpc.CallOption) (*MetaAdmitReply, error)
 	SetNode(ctx context.Context, in *MetaSetNodeRequest, opts ...grpc.CallOption) (*MetaSetNodeReply, error)
 	RemoveNode(ctx context.Context, in *MetaRemoveNodeRequest, opts ...grpc.CallOption) (*MetaRemoveNodeReply, error)
+	// MoveGroup moves one replica of a group, or says who should lead it, and keeps it so.
+	MoveGroup(ctx context.Context, in *MetaMoveGroupRequest, opts ...grpc.CallOption) (*MetaMoveGroupReply, error)
 	// GroupStarted is told by a group's first leader.
 	GroupStarted(ctx context.Context, in *MetaGroupStartedRequest, opts ...grpc.CallOption) (*MetaGroupStartedReply, error)
 	CreateDescriptor(ctx context.Context, in *MetaCreateDescriptorRequest, opts ...grpc.CallOption) (*MetaDescriptorReply, error)
@@ -161,6 +164,16 @@ func (c *metaClient) RemoveNode(ctx context.Context, in *MetaRemoveNodeRequest, 
 	return out, nil
 }
 
+func (c *metaClient) MoveGroup(ctx context.Context, in *MetaMoveGroupRequest, opts ...grpc.CallOption) (*MetaMoveGroupReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MetaMoveGroupReply)
+	err := c.cc.Invoke(ctx, Meta_MoveGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *metaClient) GroupStarted(ctx context.Context, in *MetaGroupStartedRequest, opts ...grpc.CallOption) (*MetaGroupStartedReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(MetaGroupStartedReply)
@@ -239,6 +252,8 @@ type MetaServer interface {
 	Admit(context.Context, *MetaAdmitRequest) (*MetaAdmitReply, error)
 	SetNode(context.Context, *MetaSetNodeRequest) (*MetaSetNodeReply, error)
 	RemoveNode(context.Context, *MetaRemoveNodeRequest) (*MetaRemoveNodeReply, error)
+	// MoveGroup moves one replica of a group, or says who should lead it, and keeps it so.
+	MoveGroup(context.Context, *MetaMoveGroupRequest) (*MetaMoveGroupReply, error)
 	// GroupStarted is told by a group's first leader.
 	GroupStarted(context.Context, *MetaGroupStartedRequest) (*MetaGroupStartedReply, error)
 	CreateDescriptor(context.Context, *MetaCreateDescriptorRequest) (*MetaDescriptorReply, error)
@@ -279,6 +294,9 @@ func (UnimplementedMetaServer) SetNode(context.Context, *MetaSetNodeRequest) (*M
 }
 func (UnimplementedMetaServer) RemoveNode(context.Context, *MetaRemoveNodeRequest) (*MetaRemoveNodeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
+}
+func (UnimplementedMetaServer) MoveGroup(context.Context, *MetaMoveGroupRequest) (*MetaMoveGroupReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method MoveGroup not implemented")
 }
 func (UnimplementedMetaServer) GroupStarted(context.Context, *MetaGroupStartedRequest) (*MetaGroupStartedReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method GroupStarted not implemented")
@@ -456,6 +474,24 @@ func _Meta_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Meta_MoveGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MetaMoveGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MetaServer).MoveGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Meta_MoveGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MetaServer).MoveGroup(ctx, req.(*MetaMoveGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Meta_GroupStarted_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(MetaGroupStartedRequest)
 	if err := dec(in); err != nil {
@@ -598,6 +634,10 @@ var Meta_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveNode",
 			Handler:    _Meta_RemoveNode_Handler,
+		},
+		{
+			MethodName: "MoveGroup",
+			Handler:    _Meta_MoveGroup_Handler,
 		},
 		{
 			MethodName: "GroupStarted",

@@ -7,6 +7,15 @@ import (
 	"missingos/srv/dc"
 )
 
+const (
+	// maxChanging is how many groups may be on the move in the whole cluster at a time: each copies its state to another node.
+	maxChanging = 8
+	// maxHandOvers is how many leaderships the controller hands over in one look.
+	maxHandOvers = 8
+	// metaVoters is how many replicas the meta group has when there are as many nodes; with fewer it has what its record wants.
+	metaVoters = 5
+)
+
 // A view is what the controller decides by: desire from the group's state, facts from the heartbeats.
 type view struct {
 	nodes  []viewNode // by id
@@ -14,20 +23,29 @@ type view struct {
 }
 
 type viewNode struct {
-	id      dc.NodeID
-	removed bool
-	drain   bool
-	up      bool // heard of lately
-	dead    bool // silent for longer than the grace
+	id           dc.NodeID
+	name         string
+	removed      bool
+	drain        bool
+	decommission bool
+	up           bool // heard of lately
+	dead         bool // silent for longer than the grace
+	full         bool // its disk has reached its reserve
+	zone, rack   string
 }
 
 type viewGroup struct {
-	id      dc.GroupID
-	version uint64
-	want    int
-	desired []dc.NodeID
-	leader  dc.NodeID // that reports itself as leader; 0: none
-	settled bool      // its members are the desired nodes, all voters, none far behind
+	id       dc.GroupID
+	name     string
+	version  uint64
+	want     int
+	desired  []dc.NodeID
+	leader   dc.NodeID // that reports itself as leader; 0: none
+	settled  bool      // its members are the desired nodes, all voters, none far behind
+	changing bool      // its members are not the desired nodes, and it waits for no node that is down to be so
+	resting  bool      // its leadership has been handed over just now
+	pinned   bool      // placed by a person
+	prefer   dc.NodeID // that should lead
 }
 
 // A placement is a change of desire.
@@ -43,31 +61,72 @@ type move struct {
 	from, to dc.NodeID
 }
 
-// place says which groups should be elsewhere. A removed node is taken out at once; a dead one when there is another for it; a group short of
-// replicas gets the nodes that are up and hold least; a group is never left without nodes. When every group is settled, one replica is moved from
-// the fullest node to the emptiest if that evens them out.
+// place says which groups should be elsewhere. First what must be: a removed node is taken out at once, a dead one when there is another for it, a
+// group short of replicas gets nodes; a group is never left without nodes. Then what is better, one replica a group at a time and only for groups
+// that are settled: replicas leave draining nodes, groups that are larger than they should be shrink, replicas spread over zones and racks, nodes hold
+// equally many. Each of these steps lowers, in this order, the number of replicas on draining nodes, of surplus replicas, of pairs that share a
+// zone or rack, and the sum of squares of what nodes hold, and raises none before it: so it ends, and then nothing moves.
 func (v *view) place() []placement {
-	held := map[dc.NodeID]int{}
+	held := v.held()
+	changing := 0
 	for _, g := range v.groups {
-		for _, n := range g.desired {
-			held[n]++
+		if g.changing {
+			changing++
 		}
 	}
 	var changes []placement
+	touched := map[dc.GroupID]bool{}
+	change := func(g viewGroup, nodes []dc.NodeID) {
+		if !g.changing {
+			changing++
+		}
+		count(held, g.desired, -1)
+		count(held, nodes, +1)
+		touched[g.id] = true
+		changes = append(changes, placement{g.id, g.version, nodes})
+	}
 	for _, g := range v.groups {
-		if nodes := v.placeGroup(g, held); !slices.Equal(nodes, g.desired) {
-			changes = append(changes, placement{g.id, g.version, nodes})
+		if changing >= maxChanging && !g.changing {
+			continue
+		}
+		if nodes := v.need(g, held); !slices.Equal(nodes, g.desired) {
+			change(g, nodes)
 		}
 	}
-	if len(changes) == 0 {
-		if p, ok := v.rebalance(held); ok {
-			changes = append(changes, p)
+	for _, g := range v.groups {
+		if changing >= maxChanging {
+			return changes
 		}
+		if nodes, ok := v.better(g, held); ok && !touched[g.id] {
+			change(g, nodes)
+		}
+	}
+	for changing < maxChanging {
+		g, nodes, ok := v.even(held, touched)
+		if !ok {
+			break
+		}
+		change(g, nodes)
 	}
 	return changes
 }
 
-func (v *view) placeGroup(g viewGroup, held map[dc.NodeID]int) []dc.NodeID {
+func (v *view) held() map[dc.NodeID]int {
+	held := map[dc.NodeID]int{}
+	for _, g := range v.groups {
+		count(held, g.desired, +1)
+	}
+	return held
+}
+
+func count(held map[dc.NodeID]int, nodes []dc.NodeID, by int) {
+	for _, n := range nodes {
+		held[n] += by
+	}
+}
+
+// need gives the nodes that a group must be on: those that it is on without removed ones, and without dead ones as far as there are others for them.
+func (v *view) need(g viewGroup, held map[dc.NodeID]int) []dc.NodeID {
 	var keep, dead []dc.NodeID
 	for _, id := range g.desired {
 		switch n := v.node(id); {
@@ -78,116 +137,213 @@ func (v *view) placeGroup(g viewGroup, held map[dc.NodeID]int) []dc.NodeID {
 			keep = append(keep, id)
 		}
 	}
-	for len(keep) < g.want {
-		id, ok := v.emptiest(held, append(keep, dead...))
+	want := v.want(g)
+	for len(keep) < want {
+		id, ok := v.best(keep, held, dead...)
 		if !ok {
 			break
 		}
 		keep = append(keep, id)
-		held[id]++
 	}
-	for len(keep) < g.want && len(dead) > 0 { // better a dead replica than too few: it may come back
+	for len(keep) < want && len(dead) > 0 { // better a dead replica than too few: it may come back
 		keep, dead = append(keep, dead[0]), dead[1:]
 	}
 	if len(keep) == 0 {
 		return g.desired
 	}
-	for _, id := range g.desired {
-		if !slices.Contains(keep, id) {
-			held[id]--
-		}
-	}
 	slices.Sort(keep)
 	return keep
 }
 
-// emptiest finds the node to hold one more replica: up, not draining, not among except.
-func (v *view) emptiest(held map[dc.NodeID]int, except []dc.NodeID) (dc.NodeID, bool) {
-	var best dc.NodeID
+// want is how many replicas a group should have.
+func (v *view) want(g viewGroup) int {
+	if g.id != dc.MetaGroup || g.want >= metaVoters {
+		return g.want
+	}
+	there := 0
 	for _, n := range v.nodes {
-		if !n.open() || slices.Contains(except, n.id) {
-			continue
-		}
-		if best == 0 || held[n.id] < held[best] {
-			best = n.id
+		if !n.removed && !n.drain && !n.dead && (n.up || slices.Contains(g.desired, n.id)) {
+			there++
 		}
 	}
-	return best, best != 0
+	if there >= metaVoters {
+		return metaVoters
+	}
+	return g.want
 }
 
-func (n viewNode) open() bool { return n.up && !n.removed && !n.drain }
+// better gives the nodes of a settled group after one step of improvement that does not depend on other groups.
+func (v *view) better(g viewGroup, held map[dc.NodeID]int) ([]dc.NodeID, bool) {
+	if !g.settled {
+		return nil, false
+	}
+	if len(g.desired) > v.want(g) {
+		return without(g.desired, v.worst(g, held)), true
+	}
+	for _, id := range g.desired {
+		if !v.node(id).drain {
+			continue
+		}
+		rest := without(g.desired, id)
+		if to, ok := v.best(rest, held, id); ok {
+			return with(rest, to), true
+		}
+	}
+	if g.pinned {
+		return nil, false
+	}
+	return v.respread(g, held)
+}
 
-// rebalance moves one replica if every group is settled and two open nodes differ by two or more.
-func (v *view) rebalance(held map[dc.NodeID]int) (placement, bool) {
+// respread exchanges the one replica that lowers most how many pairs share a zone or rack.
+func (v *view) respread(g viewGroup, held map[dc.NodeID]int) ([]dc.NodeID, bool) {
+	now := v.shared(g.desired)
+	if now == (sharing{}) {
+		return nil, false
+	}
+	var best []dc.NodeID
+	least := now
+	for _, id := range byLeader(g) {
+		rest := without(g.desired, id)
+		to, ok := v.best(rest, held, id)
+		if !ok {
+			continue
+		}
+		if nodes := with(rest, to); v.shared(nodes).less(least) {
+			best, least = nodes, v.shared(nodes)
+		}
+	}
+	return best, best != nil
+}
+
+// byLeader lists a group's nodes with its leader last: what costs nobody a hand-over is tried first.
+func byLeader(g viewGroup) []dc.NodeID {
+	nodes := slices.Clone(g.desired)
+	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int {
+		return cmp.Compare(btoi(a == g.leader), btoi(b == g.leader))
+	})
+	return nodes
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// even finds the one replica to move from a node to another that holds at least two fewer: the largest difference first, then what disturbs least.
+func (v *view) even(held map[dc.NodeID]int, touched map[dc.GroupID]bool) (viewGroup, []dc.NodeID, bool) {
+	var open []viewNode
+	low, high := 0, 0
+	for _, n := range v.nodes {
+		if !n.open() {
+			continue
+		}
+		if h := held[n.id]; len(open) == 0 {
+			low, high = h, h
+		} else {
+			low, high = min(low, h), max(high, h)
+		}
+		open = append(open, n)
+	}
+	if high-low < 2 {
+		return viewGroup{}, nil, false
+	}
+	var best struct {
+		group viewGroup
+		nodes []dc.NodeID
+		diff  int
+	}
 	for _, g := range v.groups {
-		if !g.settled {
-			return placement{}, false
-		}
-	}
-	var full dc.NodeID
-	for _, n := range v.nodes {
-		if n.open() && (full == 0 || held[n.id] > held[full]) {
-			full = n.id
-		}
-	}
-	for _, g := range byDisturbance(v.groups, full) {
-		if !slices.Contains(g.desired, full) {
+		if !g.settled || g.pinned || touched[g.id] {
 			continue
 		}
-		to, ok := v.emptiest(held, g.desired)
-		if !ok || held[to]+2 > held[full] {
-			continue
+		now := v.shared(g.desired)
+		for _, from := range g.desired {
+			if !v.node(from).open() {
+				continue
+			}
+			for _, to := range open {
+				diff := held[from] - held[to.id]
+				if diff < 2 || diff < best.diff || to.full || slices.Contains(g.desired, to.id) {
+					continue
+				}
+				if diff == best.diff && disturbance(g, from) >= disturbance(best.group, lost(best.group.desired, best.nodes)) {
+					continue
+				}
+				if nodes := with(without(g.desired, from), to.id); !now.less(v.shared(nodes)) {
+					best.group, best.nodes, best.diff = g, nodes, diff
+				}
+			}
 		}
-		nodes := append(slices.DeleteFunc(slices.Clone(g.desired), func(n dc.NodeID) bool { return n == full }), to)
-		slices.Sort(nodes)
-		return placement{g.id, g.version, nodes}, true
 	}
-	return placement{}, false
+	return best.group, best.nodes, best.nodes != nil
 }
 
-// byDisturbance orders groups by how little it disturbs to take their replica off node n: first those that it does not lead, the meta group last.
-func byDisturbance(groups []viewGroup, n dc.NodeID) []viewGroup {
-	cost := func(g viewGroup) int {
-		switch {
-		case g.id == dc.MetaGroup:
-			return 2
-		case g.leader == n:
-			return 1
-		}
-		return 0
+// disturbance tells how much it disturbs to take a group's replica off node n: least if n does not lead it; the meta group most.
+func disturbance(g viewGroup, n dc.NodeID) int {
+	switch {
+	case g.id == dc.MetaGroup:
+		return 2
+	case g.leader == n:
+		return 1
 	}
-	sorted := slices.Clone(groups)
-	slices.SortStableFunc(sorted, func(a, b viewGroup) int { return cmp.Compare(cost(a), cost(b)) })
-	return sorted
+	return 0
 }
 
-// spread gives one leadership to hand over, if that evens out how many the nodes lead, or empties a draining node. The meta group's own only moves
-// for the latter: who leads it has to hear of every node anew.
-func (v *view) spread() (move, bool) {
+// lost is the node of before that is not in after.
+func lost(before, after []dc.NodeID) dc.NodeID {
+	for _, n := range before {
+		if !slices.Contains(after, n) {
+			return n
+		}
+	}
+	return 0
+}
+
+// spread gives leaderships to hand over: to the node that is to lead a group by a person's word, off draining nodes, and to even out how many each node
+// leads. The meta group's own is not moved for evenness: who leads it has to hear of every node anew.
+func (v *view) spread() []move {
 	leads := map[dc.NodeID]int{}
 	for _, g := range v.groups {
 		leads[g.leader]++
 	}
+	var moves []move
 	for _, g := range v.groups {
-		if g.leader == 0 || !g.settled {
-			continue
+		if len(moves) == maxHandOvers {
+			break
 		}
-		var open []dc.NodeID
-		for _, id := range g.desired {
-			if id != g.leader && v.node(id).open() {
-				open = append(open, id)
-			}
-		}
-		if len(open) == 0 {
-			continue
-		}
-		to := slices.MinFunc(open, func(a, b dc.NodeID) int { return cmp.Compare(leads[a], leads[b]) })
-		uneven := leads[to]+2 <= leads[g.leader] && g.id != dc.MetaGroup
-		if uneven || v.node(g.leader).drain {
-			return move{g.id, g.leader, to}, true
+		if to, ok := v.heir(g, leads); ok {
+			leads[g.leader]--
+			leads[to]++
+			moves = append(moves, move{g.id, g.leader, to})
 		}
 	}
-	return move{}, false
+	return moves
+}
+
+// heir finds who should lead a group instead of its leader.
+func (v *view) heir(g viewGroup, leads map[dc.NodeID]int) (dc.NodeID, bool) {
+	drain := v.node(g.leader).drain
+	if g.leader == 0 || g.resting || !g.settled && !drain {
+		return 0, false
+	}
+	var open []dc.NodeID
+	for _, id := range g.desired {
+		if id != g.leader && v.node(id).open() {
+			open = append(open, id)
+		}
+	}
+	if len(open) == 0 {
+		return 0, false
+	}
+	if g.prefer != 0 && v.node(g.prefer).open() {
+		return g.prefer, slices.Contains(open, g.prefer)
+	}
+	to := slices.MinFunc(open, func(a, b dc.NodeID) int { return cmp.Compare(leads[a], leads[b]) })
+	uneven := leads[to]+2 <= leads[g.leader] && g.id != dc.MetaGroup
+	return to, uneven || drain
 }
 
 func (v *view) node(id dc.NodeID) viewNode {
@@ -197,3 +353,6 @@ func (v *view) node(id dc.NodeID) viewNode {
 	}
 	return v.nodes[i]
 }
+
+// open tells whether the node may lead and hold more.
+func (n viewNode) open() bool { return n.up && !n.removed && !n.drain }

@@ -2,6 +2,7 @@ package meta
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"missingos/srv/dc"
@@ -88,7 +89,7 @@ func (s *Service) Register(ctx context.Context, req *dcpb.MetaRegisterRequest) (
 		return nil, err
 	}
 	_, err = t.do(ctx, rpc.RequestID(req.Header), &command.MetaCommand{
-		Op: &command.MetaCommand_Register{Register: &command.MetaRegister{Node: uint64(p.Node), Address: req.Address, Version: req.Version}},
+		Op: &command.MetaCommand_Register{Register: &command.MetaRegister{Node: uint64(p.Node), Address: req.Address, Version: req.Version, SetLabels: req.SetLabels}},
 	})
 	if err != nil {
 		return nil, err
@@ -113,14 +114,44 @@ func (s *Service) SetNode(ctx context.Context, req *dcpb.MetaSetNodeRequest) (*d
 	if err != nil {
 		return nil, err
 	}
+	if req.GetDecommission() {
+		if err := s.mayDecommission(ctx, t, dc.NodeID(id)); err != nil {
+			return nil, err
+		}
+	}
 	res, err := t.do(ctx, rpc.RequestID(req.Header), &command.MetaCommand{
-		Op: &command.MetaCommand_SetNode{SetNode: &command.MetaSetNode{Node: id, Drain: req.Drain, SetLabels: req.SetLabels}},
+		Op: &command.MetaCommand_SetNode{SetNode: &command.MetaSetNode{Node: id, Drain: req.Drain, SetLabels: req.SetLabels, Decommission: req.Decommission}},
 	})
 	if err != nil {
 		return nil, err
 	}
 	t.wake()
 	return &dcpb.MetaSetNodeReply{Node: mapNode(res.Node)}, nil
+}
+
+// mayDecommission refuses to begin what cannot end: without enough other nodes for every replica.
+func (s *Service) mayDecommission(ctx context.Context, t *term, id dc.NodeID) error {
+	rec, err := read(func(fn func(storage.Reader) error) error { return t.replica.View(ctx, fn) })
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	v := s.viewLocked(t, rec)
+	t.mu.Unlock()
+	others := 0
+	for _, n := range v.nodes {
+		if n.id != id && n.open() {
+			others++
+		}
+	}
+	for _, g := range v.groups {
+		if others < g.want && slices.Contains(g.desired, id) {
+			return dc.Errorf(dc.Busy, "decommission", v.name(id),
+				"%d other nodes are up and not draining, fewer than the %d replicas of group %s: add a node first, or take this one out with `dcctl node rm`, which leaves fewer replicas",
+				others, g.want, g.name)
+		}
+	}
+	return nil
 }
 
 // RemoveNode takes a node out for ever.

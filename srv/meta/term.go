@@ -18,7 +18,7 @@ import (
 const (
 	controlEvery   = 500 * time.Millisecond
 	proposeTimeout = 5 * time.Second
-	// settleAfterMove is how long the controller waits for one leadership to move before it asks for the next.
+	// settleAfterMove is how long the controller leaves a group's leadership alone after it has asked for it to be handed over.
 	settleAfterMove = 3 * time.Second
 	// behindEntries is how far a replica may be behind its leader's commit index and still count as healthy.
 	behindEntries = 5000
@@ -33,7 +33,7 @@ type term struct {
 	mu         sync.Mutex
 	beats      map[dc.NodeID]*beat
 	moves      map[dc.NodeID][]*dcpb.MetaMove // to answer the next heartbeat with
-	moved      time.Time
+	moved      map[dc.GroupID]time.Time       // when a leadership was last handed over; forgotten after settleAfterMove
 	mapVersion uint64
 	removed    map[dc.NodeID]bool
 	groups     map[dc.GroupID]viewGroup
@@ -41,9 +41,18 @@ type term struct {
 
 // A beat is the last heartbeat of a node.
 type beat struct {
-	at    time.Time
-	clock int64
-	req   *dcpb.MetaHeartbeatRequest
+	at       time.Time
+	clock    int64
+	req      *dcpb.MetaHeartbeatRequest
+	replicas map[dc.GroupID]*dcpb.MetaReplicaState
+}
+
+func newBeat(clock int64, req *dcpb.MetaHeartbeatRequest) *beat {
+	b := &beat{at: time.Now(), clock: clock, req: req, replicas: make(map[dc.GroupID]*dcpb.MetaReplicaState, len(req.Replicas))}
+	for _, r := range req.Replicas {
+		b.replicas[dc.GroupID(r.Group)] = r
+	}
+	return b
 }
 
 func (t *term) wake() {
@@ -57,7 +66,7 @@ func (t *term) wake() {
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	t := &term{
 		replica: r, started: time.Now(), woken: make(chan struct{}, 1),
-		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, removed: map[dc.NodeID]bool{}, groups: map[dc.GroupID]viewGroup{},
+		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, moved: map[dc.GroupID]time.Time{}, removed: map[dc.NodeID]bool{}, groups: map[dc.GroupID]viewGroup{},
 	}
 	s.mu.Lock()
 	s.term = t
@@ -91,77 +100,138 @@ func (s *Service) control(ctx context.Context, t *term) error {
 		return err
 	}
 	for _, p := range v.place() {
-		t.mu.Lock()
-		delete(t.groups, p.group) // what heartbeats are answered by until the next look
-		t.mu.Unlock()
-		nodes := make([]uint64, len(p.nodes))
-		for i, n := range p.nodes {
-			nodes[i] = uint64(n)
-		}
-		propose, cancel := context.WithTimeout(ctx, proposeTimeout)
-		_, err := t.do(propose, t.replica.NewID(), &command.MetaCommand{
-			Op: &command.MetaCommand_Place{Place: &command.MetaPlace{Group: uint64(p.group), IfVersion: p.ifVersion, Nodes: nodes}},
-		})
-		cancel()
-		if err != nil {
+		if err := s.change(ctx, t, p); err != nil {
 			return err
 		}
-		s.cfg.Log.Info("group placed", "group", p.group, "nodes", nodes)
+	}
+	if err := s.dismiss(ctx, t, v); err != nil {
+		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if time.Since(t.moved) < settleAfterMove {
-		return nil
-	}
-	if m, ok := v.spread(); ok {
-		t.moved = time.Now()
-		t.moves[m.from] = []*dcpb.MetaMove{{Group: uint64(m.group), To: uint64(m.to)}}
+	for _, m := range v.spread() {
+		t.moved[m.group] = time.Now()
+		asked := slices.DeleteFunc(t.moves[m.from], func(old *dcpb.MetaMove) bool { return old.Group == uint64(m.group) })
+		t.moves[m.from] = append(asked, &dcpb.MetaMove{Group: uint64(m.group), To: uint64(m.to)})
 		s.cfg.Log.Info("leadership to be handed over", "group", m.group, "node", m.from, "to", m.to)
 	}
 	return nil
 }
 
-// look gathers what the controller decides by.
-func (s *Service) look(t *term) (*view, error) {
-	v := &view{}
-	var nodes []*command.MetaNode
-	var groups []*command.MetaGroup
-	version := uint64(0)
-	err := t.replica.Local(func(r storage.Reader) error {
+// change replicates one placement.
+func (s *Service) change(ctx context.Context, t *term, p placement) error {
+	t.mu.Lock()
+	delete(t.groups, p.group) // what heartbeats are answered by until the next look
+	t.mu.Unlock()
+	nodes := make([]uint64, len(p.nodes))
+	for i, n := range p.nodes {
+		nodes[i] = uint64(n)
+	}
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	_, err := t.do(ctx, t.replica.NewID(), &command.MetaCommand{
+		Op: &command.MetaCommand_Place{Place: &command.MetaPlace{Group: uint64(p.group), IfVersion: p.ifVersion, Nodes: nodes}},
+	})
+	if err == nil {
+		s.cfg.Log.Info("group placed", "group", p.group, "nodes", nodes)
+	}
+	return err
+}
+
+// dismiss removes the nodes that are to be decommissioned and hold nothing any more.
+func (s *Service) dismiss(ctx context.Context, t *term, v *view) error {
+	for _, n := range v.nodes {
+		if !n.decommission || n.removed {
+			continue
+		}
+		t.mu.Lock()
+		left := t.leftLocked(n.id, v.groups)
+		t.mu.Unlock()
+		if len(left) > 0 {
+			continue
+		}
+		attempt, cancel := context.WithTimeout(ctx, proposeTimeout)
+		_, err := t.do(attempt, t.replica.NewID(), &command.MetaCommand{
+			Op: &command.MetaCommand_RemoveNode{RemoveNode: &command.MetaRemoveNode{Node: uint64(n.id), IfEmpty: true}},
+		})
+		cancel()
+		if err != nil {
+			return err
+		}
+		s.cfg.Log.Info("node decommissioned", "node", n.id)
+	}
+	return nil
+}
+
+// records are the stored facts of the cluster.
+type records struct {
+	cluster string
+	version uint64
+	nodes   []*command.MetaNode
+	groups  []*command.MetaGroup
+}
+
+// read reads the records with one of a replica's ways to read.
+func read(view func(func(storage.Reader) error) error) (*records, error) {
+	var rec *records
+	err := view(func(r storage.Reader) error {
+		rec = &records{}
+		if c, ok := meta.Cluster(r); ok {
+			rec.cluster = c.Cluster
+		}
 		for n := range meta.Nodes(r) {
-			nodes = append(nodes, n)
-			version = max(version, n.Record)
+			rec.nodes = append(rec.nodes, n)
+			rec.version = max(rec.version, n.Record)
 		}
 		for g := range meta.Groups(r) {
-			groups = append(groups, g)
-			version = max(version, g.Version)
+			rec.groups = append(rec.groups, g)
+			rec.version = max(rec.version, g.Version)
 		}
 		return nil
 	})
+	return rec, err
+}
+
+// look gathers what the controller decides by, and notes what heartbeats are answered by.
+func (s *Service) look(t *term) (*view, error) {
+	rec, err := read(t.replica.Local)
 	if err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.mapVersion = version
-	for _, n := range nodes {
+	v := s.viewLocked(t, rec)
+	t.mapVersion = rec.version
+	for _, n := range v.nodes {
+		t.removed[n.id] = n.removed
+	}
+	for _, g := range v.groups {
+		t.groups[g.id] = g
+	}
+	return v, nil
+}
+
+// viewLocked puts records and heartbeats together.
+func (s *Service) viewLocked(t *term, rec *records) *view {
+	v := &view{}
+	for _, n := range rec.nodes {
 		id := dc.NodeID(n.Id)
-		silent := t.silentLocked(id)
-		t.removed[id] = n.State == command.MetaNode_STATE_REMOVED
+		silent, b := t.silentLocked(id), t.beats[id]
 		v.nodes = append(v.nodes, viewNode{
-			id: id, removed: t.removed[id], drain: n.Drain, up: t.beats[id] != nil && silent < downAfter, dead: silent > s.cfg.DeadAfter,
+			id: id, name: n.Name, removed: n.State == command.MetaNode_STATE_REMOVED, drain: n.Drain, decommission: n.Decommission,
+			up: b != nil && silent < downAfter, dead: silent > s.cfg.DeadAfter, full: b != nil && b.req.Full,
+			zone: n.Labels[zoneLabel], rack: n.Labels[rackLabel],
 		})
 	}
-	for _, g := range groups {
-		vg := viewGroup{id: dc.GroupID(g.Id), version: g.Version, want: int(g.Want)}
+	for _, g := range rec.groups {
+		vg := viewGroup{id: dc.GroupID(g.Id), name: g.Name, version: g.Version, want: int(g.Want), pinned: g.Pinned, prefer: dc.NodeID(g.Prefer)}
 		for _, n := range g.Nodes {
 			vg.desired = append(vg.desired, dc.NodeID(n))
 		}
-		vg.leader, vg.settled = t.settledLocked(vg)
-		t.groups[vg.id] = vg
+		t.factsLocked(v, &vg)
 		v.groups = append(v.groups, vg)
 	}
-	return v, nil
+	return v
 }
 
 // silentLocked is how long ago node n was heard of, counted from the start of the term if never.
@@ -188,28 +258,34 @@ func (t *term) leaderLocked(g dc.GroupID) (dc.NodeID, *dcpb.MetaReplicaState) {
 	return leader, best
 }
 
-func (b *beat) replica(g dc.GroupID) *dcpb.MetaReplicaState {
-	for _, r := range b.req.Replicas {
-		if r.Group == uint64(g) {
-			return r
+func (b *beat) replica(g dc.GroupID) *dcpb.MetaReplicaState { return b.replicas[g] }
+
+// factsLocked fills in what the heartbeats tell of a group: who leads it, whether its members are those desired, all voting, up and about level with
+// the leader, and whether they are on the way to that.
+func (t *term) factsLocked(v *view, g *viewGroup) {
+	if since, ok := t.moved[g.id]; ok {
+		if g.resting = time.Since(since) < settleAfterMove; !g.resting {
+			delete(t.moved, g.id)
 		}
 	}
-	return nil
-}
-
-// settledLocked tells who leads a group and whether its members are those desired, all voting, up and about level with the leader.
-func (t *term) settledLocked(g viewGroup) (dc.NodeID, bool) {
 	leader, r := t.leaderLocked(g.id)
-	if leader == 0 || len(r.Members) != len(g.desired) {
-		return leader, false
+	if g.leader = leader; leader == 0 {
+		return
 	}
+	voters, level := 0, true
 	for _, m := range r.Members {
 		id := dc.NodeID(m.Node)
-		if !m.Voter || !slices.Contains(g.desired, id) || t.healthLocked(g.id, id, r) != "ok" {
-			return leader, false
+		if m.Voter && slices.Contains(g.desired, id) {
+			voters++
 		}
+		level = level && t.healthLocked(g.id, id, r) == "ok"
 	}
-	return leader, true
+	same := voters == len(g.desired) && voters == len(r.Members)
+	g.settled, g.changing = same && level, !same
+	for _, id := range g.desired {
+		votes := slices.ContainsFunc(r.Members, func(m *dcpb.MetaMember) bool { return m.Voter && dc.NodeID(m.Node) == id })
+		g.changing = g.changing && (votes || v.node(id).up)
+	}
 }
 
 // healthLocked describes one replica beside its leader's report.
@@ -237,7 +313,7 @@ func (s *Service) Heartbeat(_ context.Context, req *dcpb.MetaHeartbeatRequest) (
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	first := t.beats[p.Node] == nil
-	t.beats[p.Node] = &beat{at: time.Now(), clock: t.replica.Clock(), req: req}
+	t.beats[p.Node] = newBeat(t.replica.Clock(), req)
 	reply := &dcpb.MetaHeartbeatReply{MapVersion: t.mapVersion, Removed: t.removed[p.Node], Moves: t.moves[p.Node]}
 	delete(t.moves, p.Node)
 	for _, r := range req.Replicas {
@@ -268,94 +344,4 @@ func (t *term) superfluousLocked(g dc.GroupID, n dc.NodeID) bool {
 		return false
 	}
 	return !slices.ContainsFunc(r.Members, func(m *dcpb.MetaMember) bool { return dc.NodeID(m.Node) == n })
-}
-
-// Status describes the cluster by desire and heartbeats.
-func (s *Service) Status(ctx context.Context, req *dcpb.MetaStatusRequest) (*dcpb.MetaStatusReply, error) {
-	t, _, err := s.admit("status", req.Header, false)
-	if err != nil {
-		return nil, err
-	}
-	reply := &dcpb.MetaStatusReply{}
-	var groups []*command.MetaGroup
-	var nodes []*command.MetaNode
-	err = t.replica.View(ctx, func(r storage.Reader) error {
-		groups, nodes = nil, nil
-		if c, ok := meta.Cluster(r); ok {
-			reply.Cluster = c.Cluster
-		}
-		for n := range meta.Nodes(r) {
-			nodes = append(nodes, n)
-		}
-		for g := range meta.Groups(r) {
-			groups = append(groups, g)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, n := range nodes {
-		reply.Nodes = append(reply.Nodes, t.adminNodeLocked(n))
-	}
-	for _, g := range groups {
-		reply.Groups = append(reply.Groups, t.adminGroupLocked(g))
-	}
-	return reply, nil
-}
-
-func (t *term) adminNodeLocked(n *command.MetaNode) *dcpb.AdminNode {
-	a := &dcpb.AdminNode{Id: n.Id, Name: n.Name, Address: n.Address, State: "down", Version: n.Version, Labels: n.Labels}
-	if b := t.beats[dc.NodeID(n.Id)]; b != nil {
-		a.FreeBytes, a.TotalBytes, a.SeenMs = b.req.FreeBytes, b.req.TotalBytes, b.clock
-		if time.Since(b.at) < downAfter {
-			a.State = "up"
-		}
-	}
-	switch {
-	case n.State == command.MetaNode_STATE_REMOVED:
-		a.State = "removed"
-	case n.Drain && a.State == "up":
-		a.State = "draining"
-	}
-	return a
-}
-
-func (t *term) adminGroupLocked(g *command.MetaGroup) *dcpb.AdminGroup {
-	id := dc.GroupID(g.Id)
-	leader, r := t.leaderLocked(id)
-	a := &dcpb.AdminGroup{Id: g.Id, Name: g.Name, Leader: uint64(leader)}
-	var members []*dcpb.MetaMember
-	if r != nil {
-		a.Term, a.Commit, members = r.Term, r.Commit, r.Members
-	}
-	seen := map[uint64]bool{}
-	add := func(n uint64, role string) {
-		seen[n] = true
-		rep := &dcpb.AdminReplica{Node: n, Role: role, Health: t.healthLocked(id, dc.NodeID(n), r)}
-		if b := t.beats[dc.NodeID(n)]; b != nil {
-			if own := b.replica(id); own != nil {
-				rep.Applied = own.Applied
-			}
-		}
-		a.Replicas = append(a.Replicas, rep)
-	}
-	for _, m := range members {
-		switch {
-		case !slices.Contains(g.Nodes, m.Node):
-			add(m.Node, "leaving")
-		case m.Voter:
-			add(m.Node, "voter")
-		default:
-			add(m.Node, "non-voter")
-		}
-	}
-	for _, n := range g.Nodes {
-		if !seen[n] {
-			add(n, "wanted")
-		}
-	}
-	return a
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 
+	"missingos/srv/client"
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/pki"
@@ -65,7 +66,7 @@ func (n *Node) knownStatus(reply *dcpb.AdminStatusReply) {
 		reply.Nodes = append(reply.Nodes, node)
 	}
 	for _, rec := range m.Groups {
-		g := &dcpb.AdminGroup{Id: rec.Id, Name: rec.Name}
+		g := &dcpb.AdminGroup{Id: rec.Id, Name: rec.Name, Kind: rec.Kind, Want: rec.Want}
 		own := &dcpb.MetaReplicaState{}
 		if member, ok := n.replicas.member(dc.GroupID(rec.Id)); ok {
 			own = member.state()
@@ -101,9 +102,19 @@ func (a *adminServer) Token(ctx context.Context, req *dcpb.AdminTokenRequest) (*
 	return &dcpb.AdminTokenReply{Token: t.String(), ExpiresMs: expires.UnixMilli()}, nil
 }
 
-// Drain sets or clears a node's drain mark.
+// Drain sets or clears a node's drain mark, or begins to decommission it.
 func (a *adminServer) Drain(ctx context.Context, req *dcpb.AdminDrainRequest) (*dcpb.AdminDrainReply, error) {
+	if req.Decommission {
+		return &dcpb.AdminDrainReply{}, a.n.meta.Decommission(ctx, req.Node)
+	}
 	return &dcpb.AdminDrainReply{}, a.n.meta.Drain(ctx, req.Node, req.Drain)
+}
+
+// MoveGroup changes where a group should be.
+func (a *adminServer) MoveGroup(ctx context.Context, req *dcpb.AdminMoveGroupRequest) (*dcpb.AdminMoveGroupReply, error) {
+	return &dcpb.AdminMoveGroupReply{}, a.n.meta.MoveGroup(ctx, client.GroupMove{
+		Group: req.Group, From: req.From, To: req.To, Leader: req.Leader, Automatic: req.Automatic, Force: req.Force,
+	})
 }
 
 // Remove takes a node out of the cluster.

@@ -37,8 +37,10 @@ type Config struct {
 	Metrics string
 	// ReserveBytes of the file system that holds Dir stay free: writes are refused before. 0 means 5% of it.
 	ReserveBytes uint64
-	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere. 0 means 5 minutes.
+	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere: what the node that leads meta was told counts. 0 means 5 minutes.
 	DeadAfter time.Duration
+	// Labels are set on the node's record when it starts; an empty value removes one. Others, set through the tree, stay.
+	Labels map[string]string
 	// Shim is the command of a program that runs driver.ShimMain, for the tasks of jobs. Without it this node runs no tasks.
 	Shim []string
 	// Listener, if set, is used in place of Listen (tests).

@@ -58,6 +58,7 @@ func (n *Node) beat(ctx context.Context) (*dcpb.MetaHeartbeatReply, error) {
 	req := &dcpb.MetaHeartbeatRequest{Cpus: uint32(runtime.NumCPU())}
 	req.FreeBytes, req.TotalBytes = n.space.sizes()
 	req.Full = n.space.full.Load()
+	req.Blocks = uint64(n.blocks.Stats().Blocks)
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err == nil {
 		unit := uint64(info.Unit)
@@ -113,11 +114,11 @@ func (n *Node) dropReplicas(ctx context.Context, groups []uint64) {
 	}
 }
 
-// register tells the cluster where this node listens now, until it has been heard or ctx ends.
+// register tells the cluster where this node listens now and which labels it was started with, until it has been heard or ctx ends.
 func (n *Node) register(ctx context.Context) {
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, registerTimeout)
-		err := n.meta.Register(attempt, n.address, Version)
+		err := n.meta.Register(attempt, n.address, Version, n.cfg.Labels)
 		cancel()
 		if err == nil {
 			n.log.Info("registered", "address", n.address)

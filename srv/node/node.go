@@ -24,6 +24,7 @@ import (
 	"missingos/srv/pki"
 	"missingos/srv/rpc"
 	"missingos/storage"
+	"missingos/storage/block"
 	"missingos/storage/command"
 	metamachine "missingos/storage/machine/meta"
 )
@@ -43,6 +44,7 @@ type Node struct {
 	server    *grpc.Server
 	admin     *grpc.Server
 	replicas  *replicas
+	blocks    *block.Store
 	client    *client.Client
 	meta      *client.Meta
 	rooms     *rooms

@@ -94,6 +94,7 @@ func (n *Node) openData(r *rooms) error {
 		return err
 	}
 	n.closes("blocks", func(context.Context) error { return store.Close() })
+	n.blocks = store
 	blocks := data.NewBlocks(store)
 	r.register = append(r.register, blocks.Register)
 	files := client.NewData(n.client, client.DataConfig{Store: store})

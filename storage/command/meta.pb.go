@@ -512,6 +512,7 @@ type MetaRegister struct {
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Address       string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Version       string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	SetLabels     map[string]string      `protobuf:"bytes,4,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // an empty value removes the label
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -567,12 +568,20 @@ func (x *MetaRegister) GetVersion() string {
 	return ""
 }
 
+func (x *MetaRegister) GetSetLabels() map[string]string {
+	if x != nil {
+		return x.SetLabels
+	}
+	return nil
+}
+
 // MetaSetNode changes a node's marks; absent fields stay.
 type MetaSetNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Drain         *bool                  `protobuf:"varint,2,opt,name=drain,proto3,oneof" json:"drain,omitempty"`
 	SetLabels     map[string]string      `protobuf:"bytes,3,rep,name=set_labels,json=setLabels,proto3" json:"set_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // an empty value removes the label
+	Decommission  *bool                  `protobuf:"varint,4,opt,name=decommission,proto3,oneof" json:"decommission,omitempty"`                                                                               // set: drain is set too; clearing drain clears it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -628,10 +637,18 @@ func (x *MetaSetNode) GetSetLabels() map[string]string {
 	return nil
 }
 
+func (x *MetaSetNode) GetDecommission() bool {
+	if x != nil && x.Decommission != nil {
+		return *x.Decommission
+	}
+	return false
+}
+
 // MetaRemoveNode takes a node out for ever.
 type MetaRemoveNode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	IfEmpty       bool                   `protobuf:"varint,2,opt,name=if_empty,json=ifEmpty,proto3" json:"if_empty,omitempty"` // only if it is still marked for decommission and no group should be on it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -673,12 +690,21 @@ func (x *MetaRemoveNode) GetNode() uint64 {
 	return 0
 }
 
+func (x *MetaRemoveNode) GetIfEmpty() bool {
+	if x != nil {
+		return x.IfEmpty
+	}
+	return false
+}
+
 // MetaPlace says which nodes should hold a group, if its record still has the given version.
 type MetaPlace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Group         uint64                 `protobuf:"varint,1,opt,name=group,proto3" json:"group,omitempty"`
 	IfVersion     uint64                 `protobuf:"varint,2,opt,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	Nodes         []uint64               `protobuf:"varint,3,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	Pinned        *bool                  `protobuf:"varint,4,opt,name=pinned,proto3,oneof" json:"pinned,omitempty"` // absent: stays
+	Prefer        *uint64                `protobuf:"varint,5,opt,name=prefer,proto3,oneof" json:"prefer,omitempty"` // absent: stays
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -732,6 +758,20 @@ func (x *MetaPlace) GetNodes() []uint64 {
 		return x.Nodes
 	}
 	return nil
+}
+
+func (x *MetaPlace) GetPinned() bool {
+	if x != nil && x.Pinned != nil {
+		return *x.Pinned
+	}
+	return false
+}
+
+func (x *MetaPlace) GetPrefer() uint64 {
+	if x != nil && x.Prefer != nil {
+		return *x.Prefer
+	}
+	return 0
 }
 
 // MetaGroupStarted says that a group has a leader: nobody may bootstrap it any more.
@@ -1134,7 +1174,8 @@ type MetaNode struct {
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	JoinedMs      int64                  `protobuf:"varint,8,opt,name=joined_ms,json=joinedMs,proto3" json:"joined_ms,omitempty"`
 	KeyHash       []byte                 `protobuf:"bytes,9,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
-	Record        uint64                 `protobuf:"varint,10,opt,name=record,proto3" json:"record,omitempty"` // raft index of the last change
+	Record        uint64                 `protobuf:"varint,10,opt,name=record,proto3" json:"record,omitempty"`             // raft index of the last change
+	Decommission  bool                   `protobuf:"varint,11,opt,name=decommission,proto3" json:"decommission,omitempty"` // to be removed when nothing is left on it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1239,6 +1280,13 @@ func (x *MetaNode) GetRecord() uint64 {
 	return 0
 }
 
+func (x *MetaNode) GetDecommission() bool {
+	if x != nil {
+		return x.Decommission
+	}
+	return false
+}
+
 // MetaToken is a join token, spent or not.
 type MetaToken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1310,6 +1358,8 @@ type MetaGroup struct {
 	Nodes         []uint64               `protobuf:"varint,5,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`  // that should hold a replica
 	Bootstrap     uint64                 `protobuf:"varint,6,opt,name=bootstrap,proto3" json:"bootstrap,omitempty"` // the node that makes the group of nothing; 0 once it has run
 	Version       uint64                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`     // raft index of the last change
+	Pinned        bool                   `protobuf:"varint,8,opt,name=pinned,proto3" json:"pinned,omitempty"`       // placed by a person: not moved for evenness or a better spread
+	Prefer        uint64                 `protobuf:"varint,9,opt,name=prefer,proto3" json:"prefer,omitempty"`       // the node that should lead while it can; 0: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1389,6 +1439,20 @@ func (x *MetaGroup) GetBootstrap() uint64 {
 func (x *MetaGroup) GetVersion() uint64 {
 	if x != nil {
 		return x.Version
+	}
+	return 0
+}
+
+func (x *MetaGroup) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+func (x *MetaGroup) GetPrefer() uint64 {
+	if x != nil {
+		return x.Prefer
 	}
 	return 0
 }
@@ -1539,27 +1603,39 @@ const file_meta_proto_rawDesc = "" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x19\n" +
 	"\bkey_hash\x18\x02 \x01(\fR\akeyHash\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"V\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xdf\x01\n" +
 	"\fMetaRegister\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\tR\aversion\"\xce\x01\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12I\n" +
+	"\n" +
+	"set_labels\x18\x04 \x03(\v2*.dc.command.v1.MetaRegister.SetLabelsEntryR\tsetLabels\x1a<\n" +
+	"\x0eSetLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\x02\n" +
 	"\vMetaSetNode\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x19\n" +
 	"\x05drain\x18\x02 \x01(\bH\x00R\x05drain\x88\x01\x01\x12H\n" +
 	"\n" +
-	"set_labels\x18\x03 \x03(\v2).dc.command.v1.MetaSetNode.SetLabelsEntryR\tsetLabels\x1a<\n" +
+	"set_labels\x18\x03 \x03(\v2).dc.command.v1.MetaSetNode.SetLabelsEntryR\tsetLabels\x12'\n" +
+	"\fdecommission\x18\x04 \x01(\bH\x01R\fdecommission\x88\x01\x01\x1a<\n" +
 	"\x0eSetLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\b\n" +
-	"\x06_drain\"$\n" +
+	"\x06_drainB\x0f\n" +
+	"\r_decommission\"?\n" +
 	"\x0eMetaRemoveNode\x12\x12\n" +
-	"\x04node\x18\x01 \x01(\x04R\x04node\"V\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x19\n" +
+	"\bif_empty\x18\x02 \x01(\bR\aifEmpty\"\xa6\x01\n" +
 	"\tMetaPlace\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x1d\n" +
 	"\n" +
 	"if_version\x18\x02 \x01(\x04R\tifVersion\x12\x14\n" +
-	"\x05nodes\x18\x03 \x03(\x04R\x05nodes\"(\n" +
+	"\x05nodes\x18\x03 \x03(\x04R\x05nodes\x12\x1b\n" +
+	"\x06pinned\x18\x04 \x01(\bH\x00R\x06pinned\x88\x01\x01\x12\x1b\n" +
+	"\x06prefer\x18\x05 \x01(\x04H\x01R\x06prefer\x88\x01\x01B\t\n" +
+	"\a_pinnedB\t\n" +
+	"\a_prefer\"(\n" +
 	"\x10MetaGroupStarted\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\"v\n" +
 	"\x14MetaCreateDescriptor\x12\x12\n" +
@@ -1591,7 +1667,7 @@ const file_meta_proto_rawDesc = "" +
 	"\x0flast_descriptor\x18\x06 \x01(\x04R\x0elastDescriptor\x12\x1d\n" +
 	"\n" +
 	"created_ms\x18\a \x01(\x03R\tcreatedMs\x12\x16\n" +
-	"\x06tokens\x18\b \x01(\rR\x06tokens\"\xba\x03\n" +
+	"\x06tokens\x18\b \x01(\rR\x06tokens\"\xde\x03\n" +
 	"\bMetaNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1603,7 +1679,8 @@ const file_meta_proto_rawDesc = "" +
 	"\tjoined_ms\x18\b \x01(\x03R\bjoinedMs\x12\x19\n" +
 	"\bkey_hash\x18\t \x01(\fR\akeyHash\x12\x16\n" +
 	"\x06record\x18\n" +
-	" \x01(\x04R\x06record\x1a9\n" +
+	" \x01(\x04R\x06record\x12\"\n" +
+	"\fdecommission\x18\v \x01(\bR\fdecommission\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"C\n" +
@@ -1615,7 +1692,7 @@ const file_meta_proto_rawDesc = "" +
 	"\n" +
 	"expires_ms\x18\x01 \x01(\x03R\texpiresMs\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x19\n" +
-	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\xa5\x01\n" +
+	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\xd5\x01\n" +
 	"\tMetaGroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -1623,7 +1700,9 @@ const file_meta_proto_rawDesc = "" +
 	"\x04want\x18\x04 \x01(\rR\x04want\x12\x14\n" +
 	"\x05nodes\x18\x05 \x03(\x04R\x05nodes\x12\x1c\n" +
 	"\tbootstrap\x18\x06 \x01(\x04R\tbootstrap\x12\x18\n" +
-	"\aversion\x18\a \x01(\x04R\aversion\"\xd1\x01\n" +
+	"\aversion\x18\a \x01(\x04R\aversion\x12\x16\n" +
+	"\x06pinned\x18\b \x01(\bR\x06pinned\x12\x16\n" +
+	"\x06prefer\x18\t \x01(\x04R\x06prefer\"\xd1\x01\n" +
 	"\x0eMetaDescriptor\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x0e\n" +
@@ -1649,7 +1728,7 @@ func file_meta_proto_rawDescGZIP() []byte {
 }
 
 var file_meta_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_meta_proto_goTypes = []any{
 	(MetaNode_State)(0),          // 0: dc.command.v1.MetaNode.State
 	(*MetaCommand)(nil),          // 1: dc.command.v1.MetaCommand
@@ -1670,8 +1749,9 @@ var file_meta_proto_goTypes = []any{
 	(*MetaToken)(nil),            // 16: dc.command.v1.MetaToken
 	(*MetaGroup)(nil),            // 17: dc.command.v1.MetaGroup
 	(*MetaDescriptor)(nil),       // 18: dc.command.v1.MetaDescriptor
-	nil,                          // 19: dc.command.v1.MetaSetNode.SetLabelsEntry
-	nil,                          // 20: dc.command.v1.MetaNode.LabelsEntry
+	nil,                          // 19: dc.command.v1.MetaRegister.SetLabelsEntry
+	nil,                          // 20: dc.command.v1.MetaSetNode.SetLabelsEntry
+	nil,                          // 21: dc.command.v1.MetaNode.LabelsEntry
 }
 var file_meta_proto_depIdxs = []int32{
 	2,  // 0: dc.command.v1.MetaCommand.init:type_name -> dc.command.v1.MetaInit
@@ -1687,17 +1767,18 @@ var file_meta_proto_depIdxs = []int32{
 	12, // 10: dc.command.v1.MetaCommand.remove_descriptor:type_name -> dc.command.v1.MetaRemoveDescriptor
 	15, // 11: dc.command.v1.MetaInit.node:type_name -> dc.command.v1.MetaNode
 	17, // 12: dc.command.v1.MetaInit.groups:type_name -> dc.command.v1.MetaGroup
-	19, // 13: dc.command.v1.MetaSetNode.set_labels:type_name -> dc.command.v1.MetaSetNode.SetLabelsEntry
-	15, // 14: dc.command.v1.MetaResult.node:type_name -> dc.command.v1.MetaNode
-	17, // 15: dc.command.v1.MetaResult.group:type_name -> dc.command.v1.MetaGroup
-	18, // 16: dc.command.v1.MetaResult.descriptor:type_name -> dc.command.v1.MetaDescriptor
-	0,  // 17: dc.command.v1.MetaNode.state:type_name -> dc.command.v1.MetaNode.State
-	20, // 18: dc.command.v1.MetaNode.labels:type_name -> dc.command.v1.MetaNode.LabelsEntry
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 13: dc.command.v1.MetaRegister.set_labels:type_name -> dc.command.v1.MetaRegister.SetLabelsEntry
+	20, // 14: dc.command.v1.MetaSetNode.set_labels:type_name -> dc.command.v1.MetaSetNode.SetLabelsEntry
+	15, // 15: dc.command.v1.MetaResult.node:type_name -> dc.command.v1.MetaNode
+	17, // 16: dc.command.v1.MetaResult.group:type_name -> dc.command.v1.MetaGroup
+	18, // 17: dc.command.v1.MetaResult.descriptor:type_name -> dc.command.v1.MetaDescriptor
+	0,  // 18: dc.command.v1.MetaNode.state:type_name -> dc.command.v1.MetaNode.State
+	21, // 19: dc.command.v1.MetaNode.labels:type_name -> dc.command.v1.MetaNode.LabelsEntry
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_meta_proto_init() }
@@ -1719,13 +1800,14 @@ func file_meta_proto_init() {
 		(*MetaCommand_RemoveDescriptor)(nil),
 	}
 	file_meta_proto_msgTypes[5].OneofWrappers = []any{}
+	file_meta_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_meta_proto_rawDesc), len(file_meta_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -43,7 +43,7 @@ type Option func(*Cluster)
 // Configure lets a test change the configuration of every node before it starts.
 func Configure(f func(*node.Config)) Option { return func(c *Cluster) { c.cfg = f } }
 
-// Start makes a cluster of n nodes and waits until every group has min(n, 3) voters that are level.
+// Start makes a cluster of n nodes and waits until every group has as many voters as it should and n nodes give, all level.
 func Start(t testing.TB, n int, opts ...Option) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, dir: t.TempDir(), net: newNetwork(), log: slog.New(slog.DiscardHandler), cfg: func(*node.Config) {}}
@@ -251,7 +251,7 @@ func (c *Cluster) connect(i int) {
 	})
 }
 
-// WaitWhole waits until every group that the nodes serve has a leader and as many level voters as it wants, of which nodes that are down cannot be one.
+// WaitWhole waits until every group that the nodes serve has a leader and as many level voters as it should have, of which nodes that are down cannot be one.
 func (c *Cluster) WaitWhole() {
 	c.t.Helper()
 	c.Wait("groups to be whole", func(st *dcpb.MetaStatusReply) string {
@@ -264,8 +264,9 @@ func (c *Cluster) WaitWhole() {
 		if want < min(c.up(), 3) {
 			return fmt.Sprintf("%d nodes up", want)
 		}
-		want = min(want, 3)
+		up := want
 		for _, g := range st.Groups {
+			want = min(up, int(g.Want))
 			voters := 0
 			for _, r := range g.Replicas {
 				if r.Role != "voter" || r.Health != "ok" {

@@ -250,3 +250,61 @@ func TestLabelsAndDrain(t *testing.T) {
 		t.Errorf("a change that changes nothing emitted %v", got)
 	}
 }
+
+func TestDecommission(t *testing.T) {
+	s := fresh(t)
+	s.must(mint("h", s.Clock()+1000))
+	s.must(join("h", "k", "second"))
+	mark := func(m *command.MetaSetNode) *command.MetaNode {
+		m.Node = 2
+		return s.must(&command.MetaCommand{Op: &command.MetaCommand_SetNode{SetNode: m}}).Node
+	}
+	removeEmpty := &command.MetaCommand{Op: &command.MetaCommand_RemoveNode{RemoveNode: &command.MetaRemoveNode{Node: 2, IfEmpty: true}}}
+	s.fails(removeEmpty, dc.Conflict)
+	if n := mark(&command.MetaSetNode{Decommission: proto.Bool(true)}); !n.Drain || !n.Decommission {
+		t.Errorf("decommissioned: %v", n)
+	}
+	if n := mark(&command.MetaSetNode{Drain: proto.Bool(false)}); n.Drain || n.Decommission {
+		t.Errorf("an undrained node is still to go: %v", n)
+	}
+	mark(&command.MetaSetNode{Decommission: proto.Bool(true)})
+	place := func(nodes ...uint64) {
+		var g *command.MetaGroup
+		_ = s.View(func(r storage.Reader) error { g, _ = Group(r, 5); return nil })
+		s.must(&command.MetaCommand{Op: &command.MetaCommand_Place{Place: &command.MetaPlace{Group: 5, IfVersion: g.Version, Nodes: nodes}}})
+	}
+	place(1, 2)
+	s.fails(removeEmpty, dc.Busy)
+	place(1)
+	if n := s.must(removeEmpty).Node; n.State != command.MetaNode_STATE_REMOVED {
+		t.Errorf("not removed: %v", n)
+	}
+}
+
+func TestAPlaceOfAPersonIsKept(t *testing.T) {
+	s := fresh(t)
+	s.must(mint("h", s.Clock()+1000))
+	s.must(join("h", "k", "second"))
+	place := func(want dc.Kind, p *command.MetaPlace) *command.MetaGroup {
+		t.Helper()
+		var g *command.MetaGroup
+		_ = s.View(func(r storage.Reader) error { g, _ = Group(r, 5); return nil })
+		p.Group, p.IfVersion = 5, g.Version
+		op := &command.MetaCommand{Op: &command.MetaCommand_Place{Place: p}}
+		if want != 0 {
+			s.fails(op, want)
+			return nil
+		}
+		return s.must(op).Group
+	}
+	place(dc.Invalid, &command.MetaPlace{Nodes: []uint64{1}, Prefer: proto.Uint64(2)})
+	if g := place(0, &command.MetaPlace{Nodes: []uint64{1, 2}, Pinned: proto.Bool(true), Prefer: proto.Uint64(2)}); !g.Pinned || g.Prefer != 2 {
+		t.Errorf("got %v", g)
+	}
+	if g := place(0, &command.MetaPlace{Nodes: []uint64{1}}); !g.Pinned || g.Prefer != 0 {
+		t.Errorf("without its preferred leader: %v", g)
+	}
+	if g := place(0, &command.MetaPlace{Nodes: []uint64{1}, Pinned: proto.Bool(false)}); g.Pinned {
+		t.Errorf("given back: %v", g)
+	}
+}

@@ -113,11 +113,14 @@ func register(tx storage.Tx, op *command.MetaRegister) (*command.MetaResult, err
 	if err != nil {
 		return nil, err
 	}
-	if n.Address == op.Address && n.Version == op.Version {
-		return &command.MetaResult{Node: n}, nil
-	}
+	before := proto.CloneOf(n)
 	n.Address, n.Version = op.Address, op.Version
-	putNode(tx, n)
+	if err := label(n, op.SetLabels); err != nil {
+		return nil, err
+	}
+	if !proto.Equal(before, n) {
+		putNode(tx, n)
+	}
 	return &command.MetaResult{Node: n}, nil
 }
 
@@ -129,8 +132,24 @@ func setNode(tx storage.Tx, op *command.MetaSetNode) (*command.MetaResult, error
 	before := proto.CloneOf(n)
 	if op.Drain != nil {
 		n.Drain = *op.Drain
+		n.Decommission = n.Decommission && n.Drain
 	}
-	for k, v := range op.SetLabels { // each key its own field: the order does not matter
+	if op.Decommission != nil {
+		n.Decommission = *op.Decommission
+		n.Drain = n.Drain || n.Decommission
+	}
+	if err := label(n, op.SetLabels); err != nil {
+		return nil, err
+	}
+	if !proto.Equal(before, n) {
+		putNode(tx, n)
+	}
+	return &command.MetaResult{Node: n}, nil
+}
+
+// label sets labels of n; an empty value removes one.
+func label(n *command.MetaNode, labels map[string]string) error {
+	for k, v := range labels { // each key its own field: the order does not matter
 		if v == "" {
 			delete(n.Labels, k)
 			continue
@@ -141,12 +160,9 @@ func setNode(tx storage.Tx, op *command.MetaSetNode) (*command.MetaResult, error
 		n.Labels[k] = v
 	}
 	if len(n.Labels) > maxLabels {
-		return nil, dc.Errorf(dc.TooLarge, "change node", n.Name, "%d labels exceed the limit of %d", len(n.Labels), maxLabels)
+		return dc.Errorf(dc.TooLarge, "change node", n.Name, "%d labels exceed the limit of %d", len(n.Labels), maxLabels)
 	}
-	if !proto.Equal(before, n) {
-		putNode(tx, n)
-	}
-	return &command.MetaResult{Node: n}, nil
+	return nil
 }
 
 // maxLabels bounds the labels of a node.
@@ -161,6 +177,11 @@ func removeNode(tx storage.Tx, op *command.MetaRemoveNode) (*command.MetaResult,
 	if n.State == command.MetaNode_STATE_REMOVED {
 		return &command.MetaResult{Node: n}, nil
 	}
+	if op.IfEmpty {
+		if err := empty(tx, n); err != nil {
+			return nil, err
+		}
+	}
 	active := 0
 	for other := range Nodes(tx) {
 		if other.State == command.MetaNode_STATE_ACTIVE {
@@ -173,6 +194,19 @@ func removeNode(tx storage.Tx, op *command.MetaRemoveNode) (*command.MetaResult,
 	n.State = command.MetaNode_STATE_REMOVED
 	putNode(tx, n)
 	return &command.MetaResult{Node: n}, nil
+}
+
+// empty checks that n is still to be decommissioned and that no group should be on it.
+func empty(tx storage.Tx, n *command.MetaNode) error {
+	if !n.Decommission {
+		return dc.Errorf(dc.Conflict, "remove node", n.Name, "it is not to be decommissioned any more")
+	}
+	for g := range Groups(tx) {
+		if slices.Contains(g.Nodes, n.Id) {
+			return dc.Errorf(dc.Busy, "remove node", n.Name, "group %s is still placed on it", g.Name)
+		}
+	}
+	return nil
 }
 
 func activeNode(tx storage.Tx, op string, id dc.NodeID) (*command.MetaNode, error) {
@@ -205,8 +239,21 @@ func place(tx storage.Tx, op *command.MetaPlace) (*command.MetaResult, error) {
 			return nil, err
 		}
 	}
-	if !slices.Equal(nodes, g.Nodes) {
-		g.Nodes = nodes
+	if op.Prefer != nil && *op.Prefer != 0 && !slices.Contains(nodes, *op.Prefer) {
+		return nil, dc.Errorf(dc.Invalid, "place", g.Name, "%s cannot lead it without a replica", dc.NodeID(*op.Prefer))
+	}
+	before := proto.CloneOf(g)
+	g.Nodes = nodes
+	if op.Pinned != nil {
+		g.Pinned = *op.Pinned
+	}
+	if op.Prefer != nil {
+		g.Prefer = *op.Prefer
+	}
+	if !slices.Contains(nodes, g.Prefer) {
+		g.Prefer = 0
+	}
+	if !proto.Equal(before, g) {
 		putGroup(tx, g)
 	}
 	return &command.MetaResult{Group: g}, nil
