@@ -2,7 +2,6 @@ package ctl
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -10,7 +9,6 @@ import (
 	"sort"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -76,45 +74,14 @@ func runStatus(ctx context.Context, env *Env, _ any, args []string) error {
 
 func writeStatus(w io.Writer, st *dcpb.AdminStatusReply) {
 	fmt.Fprintf(w, "cluster %s  version %s  answered by %s\n\n", st.Cluster, st.Version, st.Node)
-	names := map[uint64]string{}
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "NODE\tID\tADDRESS\tSTATE\tFREE\tOF\tVERSION\tLABELS")
 	for _, n := range st.Nodes {
-		names[n.Id] = n.Name
 		fmt.Fprintf(t, "%s\tn%d\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Id, n.Address, n.State, bytesText(n.FreeBytes), bytesText(n.TotalBytes), n.Version, labelsText(n.Labels))
 	}
 	_ = t.Flush()
 	fmt.Fprintln(w)
-	writeGroups(w, st.Groups, names)
-}
-
-func writeGroups(w io.Writer, groups []*dcpb.AdminGroup, names map[uint64]string) {
-	name := func(id uint64) string {
-		if n := names[id]; n != "" {
-			return n
-		}
-		if id == 0 {
-			return "-"
-		}
-		return fmt.Sprintf("n%d", id)
-	}
-	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "GROUP\tID\tLEADER\tTERM\tCOMMIT\tREPLICAS")
-	for _, g := range groups {
-		var rs []string
-		for _, r := range g.Replicas {
-			s := name(r.Node)
-			if r.Role != "voter" {
-				s += "(" + r.Role + ")"
-			}
-			if r.Health != "ok" {
-				s += "=" + r.Health
-			}
-			rs = append(rs, s)
-		}
-		fmt.Fprintf(t, "%s\tg%d\t%s\t%d\t%d\t%s\n", g.Name, g.Id, name(g.Leader), g.Term, g.Commit, strings.Join(rs, " "))
-	}
-	_ = t.Flush()
+	writeGroups(w, st)
 }
 
 func labelsText(m map[string]string) string {
@@ -204,118 +171,6 @@ func (e *Env) inTree(path string) (string, error) {
 	}
 	mount, err := e.mount()
 	return filepath.Join(mount, path), err
-}
-
-func nodeCommands() []*Command {
-	type tokenOpts struct{ ttl time.Duration }
-	return []*Command{
-		{
-			Noun: "node", Verb: "ls", Short: "list the nodes", Long: "With plain tools: ls /dc/nodes; cat /dc/nodes/*/status",
-			Example: "dcctl node ls", Run: runNodeLs,
-		},
-		{
-			Noun: "node", Verb: "token", Short: "make a token that admits one node, once",
-			Long:    "Give it to `dcd join --token` on the new machine.",
-			Example: "dcctl node token\ndcd join --dir /var/lib/dc --listen 10.0.0.2:7770 --name second --token ...",
-			Flags: func(fs *flag.FlagSet) any {
-				o := &tokenOpts{}
-				fs.DurationVar(&o.ttl, "ttl", time.Hour, "how long it is good for")
-				return o
-			},
-			Run: func(ctx context.Context, env *Env, opts any, args []string) error {
-				if len(args) > 0 {
-					return usagef("node token takes no arguments")
-				}
-				return env.withAdmin(ctx, func(ctx context.Context, c dcpb.AdminClient) error {
-					r, err := c.Token(ctx, &dcpb.AdminTokenRequest{Header: &dcpb.Header{}, TtlMs: opts.(*tokenOpts).ttl.Milliseconds()})
-					if err == nil {
-						fmt.Fprintln(env.Stdout, r.Token)
-						fmt.Fprintln(env.Stderr, "dcctl: good for one node until", time.UnixMilli(r.ExpiresMs).UTC().Format(time.RFC3339))
-					}
-					return err
-				})
-			},
-		},
-		drainCommand("drain", true, "give a node no new tasks and move those it has"),
-		drainCommand("undrain", false, "let a drained node have tasks again"),
-		{
-			Noun: "node", Verb: "rm", Args: "NODE", Short: "remove a node from the cluster for ever",
-			Long: "Its replicas are placed on other nodes at once, its certificate is refused from now on. What only it held is lost;\n" +
-				"with three replicas of everything and a majority up, nothing is. To bring the machine back, empty its directory and join it anew.",
-			Example: "dcctl node rm third",
-			Run: func(ctx context.Context, env *Env, _ any, args []string) error {
-				if len(args) != 1 {
-					return usagef("node rm needs one node")
-				}
-				return env.withAdmin(ctx, func(ctx context.Context, c dcpb.AdminClient) error {
-					_, err := c.Remove(ctx, &dcpb.AdminRemoveRequest{Header: &dcpb.Header{}, Node: args[0]})
-					return err
-				})
-			},
-		},
-	}
-}
-
-func drainCommand(verb string, drain bool, short string) *Command {
-	return &Command{
-		Noun: "node", Verb: verb, Args: "NODE", Short: short,
-		Long:    "With plain tools: echo " + verb + " > /dc/nodes/NODE/ctl",
-		Example: "dcctl node " + verb + " third",
-		Run: func(ctx context.Context, env *Env, _ any, args []string) error {
-			if len(args) != 1 {
-				return usagef("node %s needs one node", verb)
-			}
-			return env.withAdmin(ctx, func(ctx context.Context, c dcpb.AdminClient) error {
-				_, err := c.Drain(ctx, &dcpb.AdminDrainRequest{Header: &dcpb.Header{}, Node: args[0], Drain: drain})
-				return err
-			})
-		},
-	}
-}
-
-func runNodeLs(ctx context.Context, env *Env, _ any, args []string) error {
-	if len(args) > 0 {
-		return usagef("node ls takes no arguments")
-	}
-	st, err := status(ctx, env)
-	if err != nil {
-		return err
-	}
-	st.Groups = nil
-	if env.JSON {
-		return writeJSON(env, st)
-	}
-	t := tabwriter.NewWriter(env.Stdout, 0, 8, 2, ' ', 0)
-	for _, n := range st.Nodes {
-		fmt.Fprintf(t, "%s\tn%d\t%s\t%s\t%s\n", n.Name, n.Id, n.Address, n.State, labelsText(n.Labels))
-	}
-	return t.Flush()
-}
-
-func groupCommands() []*Command {
-	return []*Command{{
-		Noun: "group", Verb: "ls", Short: "list the Raft groups, their leaders and replicas",
-		Example: "dcctl group ls",
-		Run: func(ctx context.Context, env *Env, _ any, args []string) error {
-			if len(args) > 0 {
-				return usagef("group ls takes no arguments")
-			}
-			st, err := status(ctx, env)
-			if err != nil {
-				return err
-			}
-			names := map[uint64]string{}
-			for _, n := range st.Nodes {
-				names[n.Id] = n.Name
-			}
-			st.Nodes = nil
-			if env.JSON {
-				return writeJSON(env, st)
-			}
-			writeGroups(env.Stdout, st.Groups, names)
-			return nil
-		},
-	}}
 }
 
 func writeJSON(env *Env, st *dcpb.AdminStatusReply) error {
