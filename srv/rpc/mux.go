@@ -37,6 +37,7 @@ const (
 
 	muxCallBytes  = 128 * dc.KiB // a larger call would hold up those behind it
 	muxQueueBytes = 1 * dc.MiB   // waiting to be sent; calls beyond it go beneath
+	muxDirect     = 32 * dc.KiB  // a caller sends itself while no more than this is unanswered: less than can block it
 	muxRetry      = time.Second  // between attempts to open a stream after one has failed
 )
 
@@ -136,13 +137,20 @@ func (m *Mux) run() error {
 	if err != nil {
 		return err
 	}
-	l := &link{methods: map[string]uint64{}, calls: map[uint64]chan muxAnswer{}, wake: make(chan struct{}, 1)}
+	l := &link{methods: map[string]uint64{}, calls: map[uint64]muxWait{}, wake: make(chan struct{}, 1)}
+	l.send = func(b []byte) error { return st.Send(&dcpb.MuxFrames{Frames: b}) }
 	m.mu.Lock()
 	m.link = l
 	m.mu.Unlock()
 	m.wg.Go(func() {
-		if send(ctx, l.wake, l.take, func(b []byte) error { return st.Send(&dcpb.MuxFrames{Frames: b}) }) != nil {
-			stop()
+		for {
+			select {
+			case <-l.wake:
+			case <-ctx.Done():
+				return
+			}
+			for l.pass() {
+			}
 		}
 	})
 	for err == nil {
@@ -158,42 +166,53 @@ func (m *Mux) run() error {
 	return err
 }
 
-// send passes on what take gives, each time it is woken, until ctx ends.
-func send(ctx context.Context, wake <-chan struct{}, take func(spare []byte) []byte, pass func([]byte) error) error {
-	var spare []byte
-	for {
-		select {
-		case <-wake:
-		case <-ctx.Done():
-			return nil
-		}
-		b := take(spare)
-		if len(b) > 0 {
-			if err := pass(b); err != nil {
-				return err
-			}
-		}
-		if spare = b[:0]; cap(spare) > 2*muxCallBytes {
-			spare = nil // a burst's buffer is not kept
-		}
-	}
-}
-
 type muxAnswer struct {
 	body []byte
 	err  error
 }
 
-// A link is an open stream with the calls under way on it.
+// A muxWait is a call under way.
+type muxWait struct {
+	answer chan muxAnswer
+	bytes  int
+}
+
+// A link is an open stream with the calls under way on it. One goroutine at a time sends: a caller, its own frame and those that have gathered, for
+// that is two switches of goroutines less; or, when that could block it (the node reads nothing, and flow control stops what is sent), the link's own.
 type link struct {
 	wake chan struct{}
+	send func([]byte) error // one at a time: by whom has set sending
 
-	mu      sync.Mutex
-	out     []byte // frames to send
-	methods map[string]uint64
-	calls   map[uint64]chan muxAnswer
-	last    uint64 // call number
-	over    bool
+	mu         sync.Mutex
+	out        []byte // frames to send
+	spare      []byte // for the next
+	sending    bool
+	methods    map[string]uint64
+	calls      map[uint64]muxWait
+	unanswered int    // bytes of calls
+	last       uint64 // call number
+	over       bool
+}
+
+// pass sends what has gathered, unless another does; more says that there is more.
+func (l *link) pass() (more bool) {
+	l.mu.Lock()
+	if l.sending || l.over || len(l.out) == 0 {
+		l.mu.Unlock()
+		return false
+	}
+	l.sending = true
+	b := l.out
+	l.out, l.spare = l.spare, nil
+	l.mu.Unlock()
+	err := l.send(b) // a failed stream also fails to be read, which ends the link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sending = false
+	if cap(b) <= 2*muxCallBytes { // a burst's buffer is not kept
+		l.spare = b[:0]
+	}
+	return err == nil && len(l.out) > 0
 }
 
 // call queues one call; ok is false if it cannot go by this link.
@@ -203,10 +222,22 @@ func (l *link) call(ctx context.Context, method string, in proto.Message, size i
 		left = uint64(max(1, time.Until(at).Microseconds()))
 	}
 	answer = make(chan muxAnswer, 1)
+	id, direct, ok := l.queue(method, in, size, left, answer)
+	switch {
+	case !ok:
+		return 0, nil, false
+	case !direct || l.pass(): // what has gathered meanwhile is not this caller's to wait for
+		signal(l.wake)
+	}
+	return id, answer, true
+}
+
+// queue adds a call's frame to what is to be sent; direct says that its caller may send.
+func (l *link) queue(method string, in proto.Message, size int, left uint64, answer chan muxAnswer) (id uint64, direct, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.over || len(l.out)+size > muxQueueBytes {
-		return 0, nil, false
+		return 0, false, false
 	}
 	l.last++
 	begin := len(l.out)
@@ -224,13 +255,13 @@ func (l *link) call(ctx context.Context, method string, in proto.Message, size i
 	b, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(b, in)
 	if err != nil {
 		l.out = b[:begin]
-		return 0, nil, false // the connection beneath says what is wrong
+		return 0, false, false // the connection beneath says what is wrong
 	}
 	l.out = b
 	l.methods[method] = number
-	l.calls[l.last] = answer
-	signal(l.wake)
-	return l.last, answer, true
+	l.calls[l.last] = muxWait{answer, len(b) - begin}
+	l.unanswered += len(b) - begin
+	return l.last, l.unanswered <= muxDirect, true
 }
 
 func appendBody[S ~string | ~[]byte](b []byte, s S) []byte {
@@ -244,22 +275,15 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// take gives what is to be sent and leaves spare to gather the next.
-func (l *link) take(spare []byte) []byte {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := l.out
-	l.out = spare
-	return b
-}
-
 // cancel forgets a call whose caller has given up.
 func (l *link) cancel(id uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, under := l.calls[id]; !under || l.over {
+	call, under := l.calls[id]
+	if !under || l.over {
 		return
 	}
+	l.unanswered -= call.bytes
 	delete(l.calls, id)
 	l.out = binary.AppendUvarint(append(l.out, frameCancel), id)
 	signal(l.wake)
@@ -278,11 +302,12 @@ func (l *link) answered(frames []byte) error {
 			a.err = decodeStatus(body)
 		}
 		l.mu.Lock()
-		answer := l.calls[id]
+		call, under := l.calls[id]
 		delete(l.calls, id)
+		l.unanswered -= call.bytes
 		l.mu.Unlock()
-		if answer != nil {
-			answer <- a
+		if under {
+			call.answer <- a
 		}
 	}
 	return nil
@@ -297,8 +322,8 @@ func (l *link) fail(err error) {
 	calls := l.calls
 	l.over, l.calls, l.out = true, nil, nil
 	l.mu.Unlock()
-	for _, answer := range calls {
-		answer <- muxAnswer{err: status.Error(codes.Unavailable, err.Error())}
+	for _, call := range calls {
+		call.answer <- muxAnswer{err: status.Error(codes.Unavailable, err.Error())}
 	}
 }
 

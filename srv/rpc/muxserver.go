@@ -41,16 +41,10 @@ func NewMuxServer(services *Local, admit grpc.UnaryServerInterceptor) *MuxServer
 func (s *MuxServer) Carry(st dcpb.Mux_CarryServer) error {
 	ctx, stop := context.WithCancel(st.Context())
 	r := &muxRoad{
-		server: s, ctx: ctx, work: make(chan muxCall), wake: make(chan struct{}, 1),
+		server: s, ctx: ctx, work: make(chan muxCall), send: func(b []byte) error { return st.Send(&dcpb.MuxFrames{Frames: b}) }, stop: stop,
 		calls: map[uint64]context.CancelFunc{}, idle: make(chan struct{}, muxIdle),
 	}
 	r.room.L = &r.mu
-	r.wg.Go(func() {
-		if send(ctx, r.wake, r.take, func(b []byte) error { return st.Send(&dcpb.MuxFrames{Frames: b}) }) != nil {
-			stop()
-		}
-		r.close()
-	})
 	defer r.wg.Wait()
 	defer r.close()
 	defer stop()
@@ -71,8 +65,9 @@ type muxRoad struct {
 	ctx    context.Context
 	wg     sync.WaitGroup
 	work   chan muxCall
-	idle   chan struct{} // tokens of waiting goroutines
-	wake   chan struct{}
+	idle   chan struct{}      // tokens of waiting goroutines
+	send   func([]byte) error // one at a time: by whom has set sending
+	stop   context.CancelFunc
 
 	methods []localUnary // by number; only the reader uses it
 	names   []string
@@ -80,8 +75,11 @@ type muxRoad struct {
 	mu    sync.Mutex
 	calls map[uint64]context.CancelFunc
 	out   []byte
-	room  sync.Cond // signalled when out is taken, and at the end
-	over  bool
+	spare []byte // for the next
+	// sending: a call's goroutine sends its answer, and then those that have gathered. One that the flow control stops is no loss: it has answered.
+	sending bool
+	room    sync.Cond // signalled when out is taken, and at the end
+	over    bool
 }
 
 type muxCall struct {
@@ -209,13 +207,42 @@ func (r *muxRoad) reply(id uint64, msg proto.Message, err error) {
 	if err == nil {
 		size = proto.Size(msg)
 	}
+	if r.queue(id, msg, size, failure, err) {
+		r.flush()
+	}
+}
+
+// flush sends what has gathered until there is nothing more.
+func (r *muxRoad) flush() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.out) > 0 && !r.over {
+		b := r.out
+		r.out, r.spare = r.spare, nil
+		r.room.Broadcast()
+		r.mu.Unlock()
+		err := r.send(b)
+		r.mu.Lock()
+		if cap(b) <= 2*muxCallBytes {
+			r.spare = b[:0]
+		}
+		if err != nil {
+			r.stop()
+			break
+		}
+	}
+	r.sending = false
+}
+
+// queue adds an answer to what is to be sent; true says that the caller is the one to send it.
+func (r *muxRoad) queue(id uint64, msg proto.Message, size int, failure []byte, err error) (flush bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.out) > 0 && len(r.out)+size > muxReplyBytes && !r.over {
 		r.room.Wait()
 	}
 	if r.over {
-		return
+		return false
 	}
 	begin := len(r.out)
 	if err == nil {
@@ -228,16 +255,11 @@ func (r *muxRoad) reply(id uint64, msg proto.Message, err error) {
 	if err != nil {
 		r.out = appendBody(binary.AppendUvarint(append(r.out, frameError), id), failure)
 	}
-	signal(r.wake)
-}
-
-func (r *muxRoad) take(spare []byte) []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	b := r.out
-	r.out = spare
-	r.room.Broadcast()
-	return b
+	if r.sending {
+		return false
+	}
+	r.sending = true
+	return true
 }
 
 // encodeStatus gives an error's status in bytes.

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,13 +36,14 @@ func main() {
 
 func run() (err error) {
 	b := &bench{}
-	var bin, only, args, counts string
+	var bin, only, args, counts, profile string
 	flag.DurationVar(&b.time, "time", 1500*time.Millisecond, "how long one round of a measurement takes")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each measurement, alternating between the two")
 	flag.IntVar(&b.kills, "kills", 5, "how often each leader is killed")
-	flag.IntVar(&b.keys, "keys", 50_000, "keys made to measure memory")
+	flag.IntVar(&b.keys, "keys", 200_000, "keys made to measure memory")
 	flag.StringVar(&bin, "bin", "../../../bin", "where dcd is")
 	flag.StringVar(&counts, "callers", "1,16,128", "how many callers at a time")
+	flag.StringVar(&profile, "profile", "", "write a processor profile of this process, the clients, to this file")
 	flag.StringVar(&args, "args", "", "more arguments of dcd run")
 	flag.StringVar(&only, "only", "", "sections, with commas between: "+strings.Join(names(), ","))
 	flag.Parse()
@@ -84,6 +86,17 @@ func run() (err error) {
 		if err := s.up(ctx, dir); err != nil {
 			return fmt.Errorf("%s: %w", s.name(), err)
 		}
+	}
+	if profile != "" {
+		f, err := os.Create(profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
 	load, _ := os.ReadFile("/proc/loadavg")
 	fmt.Printf("three nodes each on one machine of %d processors, %d rounds of %s in turns; load before: %s", runtime.NumCPU(), b.rounds, b.time, load)
