@@ -204,6 +204,9 @@ func (v *view) respread(g viewGroup, held map[dc.NodeID]int) ([]dc.NodeID, bool)
 	var best []dc.NodeID
 	least := now
 	for _, id := range byLeader(g) {
+		if id == g.prefer {
+			continue
+		}
 		rest := without(g.desired, id)
 		to, ok := v.best(rest, held, id)
 		if !ok {
@@ -261,7 +264,7 @@ func (v *view) even(held map[dc.NodeID]int, touched map[dc.GroupID]bool) (viewGr
 		}
 		now := v.shared(g.desired)
 		for _, from := range g.desired {
-			if !v.node(from).open() {
+			if !v.node(from).open() || from == g.prefer {
 				continue
 			}
 			for _, to := range open {

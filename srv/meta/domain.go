@@ -66,12 +66,13 @@ func (v *view) best(others []dc.NodeID, held map[dc.NodeID]int, except ...dc.Nod
 }
 
 // worst finds the node that a group with too many replicas leaves: one that drains or is not up, then the one that shares most, then the fullest, and
-// its leader only among equals.
+// its leader only among equals; the one that is to lead it last of all that are open.
 func (v *view) worst(g viewGroup, held map[dc.NodeID]int) dc.NodeID {
 	return slices.MaxFunc(g.desired, func(a, b dc.NodeID) int {
 		rest := func(id dc.NodeID) sharing { return v.sharedWith(v.node(id), without(g.desired, id)) }
 		return cmp.Or(
 			cmp.Compare(btoi(!v.node(a).open()), btoi(!v.node(b).open())),
+			cmp.Compare(btoi(a != g.prefer), btoi(b != g.prefer)),
 			rest(a).compare(rest(b)),
 			cmp.Compare(held[a], held[b]),
 			cmp.Compare(btoi(a != g.leader), btoi(b != g.leader)),

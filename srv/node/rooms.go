@@ -167,6 +167,8 @@ func (n *Node) offer() agent.Offer {
 	if rec, ok := n.directory.node(n.id.Node); ok {
 		maps.Copy(o.Labels, rec.Labels)
 	}
+	maps.Copy(o.Labels, n.cfg.Labels) // the record may not have them yet
+	maps.DeleteFunc(o.Labels, func(_, v string) bool { return v == "" })
 	maps.Copy(o.Labels, map[string]string{"node": n.id.Name, "arch": runtime.GOARCH, "os": runtime.GOOS})
 	return o
 }
