@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -275,7 +274,7 @@ func (b *bench) gap(ctx context.Context, s store) (longest time.Duration, err er
 		return 0, err
 	}
 	work, stop := context.WithCancel(ctx)
-	done := make(chan struct{})
+	done, acked := make(chan struct{}), make(chan struct{}, 1)
 	go func() {
 		defer close(done)
 		for last := time.Now(); work.Err() == nil; {
@@ -284,12 +283,24 @@ func (b *bench) gap(ctx context.Context, s store) (longest time.Duration, err er
 			cancel()
 			if err == nil {
 				longest, last = max(longest, time.Since(last)), time.Now()
-			} else if work.Err() == nil {
-				fmt.Fprintf(os.Stderr, "%s: %v\n", s.name(), err)
+				select {
+				case acked <- struct{}{}:
+				default:
+				}
 			}
 		}
 	}()
-	err = errors.Join(sleep(ctx, 500*time.Millisecond), s.kill(ctx, leader), sleep(ctx, 4*time.Second))
+	err = errors.Join(sleep(ctx, 500*time.Millisecond), s.kill(ctx, leader), sleep(ctx, 200*time.Millisecond))
+	select { // one that was acknowledged before the kill
+	case <-acked:
+	default:
+	}
+	select {
+	case <-acked:
+	case <-time.After(30 * time.Second):
+		err = errors.Join(err, errors.New("no write in 30 s after the kill"))
+	case <-ctx.Done():
+	}
 	stop()
 	<-done
 	return longest, errors.Join(err, s.start(ctx, leader), sleep(ctx, 2*time.Second))
