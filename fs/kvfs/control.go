@@ -24,7 +24,11 @@ func control(s Store, t client.Descriptor) synth.Dir {
 			if err != nil {
 				return nil, err
 			}
-			return fmt.Appendf(nil, "- - %s %d\n", t.Group, st.Bytes), nil
+			leader := "-"
+			if st.Leader != 0 {
+				leader = st.Leader.String()
+			}
+			return fmt.Appendf(nil, "- - %s %s %d\n", t.Group, leader, st.Bytes), nil
 		}})},
 		{Name: "scan", Node: synth.Clone(k+"/scan", scanSpec(s, t))},
 		{Name: "txn", Node: synth.Clone(k+"/txn", txnSpec(s, t))},

@@ -95,6 +95,7 @@ type KVStat struct {
 	Rows, Bytes uint64
 	Revision    dc.Revision
 	ModTime     time.Time
+	Leader      dc.NodeID // that answered for the table's group
 }
 
 // KV is the client of the tables. It is safe for concurrent use. A table is named by its descriptor, from [KV.Table]; a method on a
@@ -289,6 +290,9 @@ func (k *KV) TableStat(ctx context.Context, t Descriptor) (KVStat, error) {
 		return KVStat{}, err
 	}
 	st := KVStat{Rows: reply.Rows, Bytes: reply.Bytes, Revision: dc.Revision(reply.Revision)}
+	if likely := k.c.Leader(t.Group); len(likely) > 0 { // it has just answered
+		st.Leader = likely[0]
+	}
 	if reply.MtimeMs != 0 {
 		st.ModTime = time.UnixMilli(reply.MtimeMs)
 	}
