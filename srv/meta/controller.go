@@ -141,6 +141,9 @@ func (v *view) need(g viewGroup, held map[dc.NodeID]int) []dc.NodeID {
 	for len(keep) < want {
 		id, ok := v.best(keep, held, dead...)
 		if !ok {
+			id, ok = v.bestOf(keep, held, dead, true) // rather on a full node than too few: its group stops growing
+		}
+		if !ok {
 			break
 		}
 		keep = append(keep, id)

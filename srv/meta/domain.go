@@ -51,10 +51,14 @@ func (v *view) sharedWith(n viewNode, others []dc.NodeID) sharing {
 
 // best finds the node to hold a replica beside others: open, not full, none of except; that shares least, then that holds least.
 func (v *view) best(others []dc.NodeID, held map[dc.NodeID]int, except ...dc.NodeID) (dc.NodeID, bool) {
+	return v.bestOf(others, held, except, false)
+}
+
+func (v *view) bestOf(others []dc.NodeID, held map[dc.NodeID]int, except []dc.NodeID, full bool) (dc.NodeID, bool) {
 	var best dc.NodeID
 	var least sharing
 	for _, n := range v.nodes {
-		if !n.open() || n.full || slices.Contains(others, n.id) || slices.Contains(except, n.id) {
+		if !n.open() || n.full && !full || slices.Contains(others, n.id) || slices.Contains(except, n.id) {
 			continue
 		}
 		s := v.sharedWith(n, others)
