@@ -3,19 +3,23 @@ package node
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
 
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
+	"missingos/srv/pki"
 	"missingos/srv/rpc"
 )
 
@@ -170,5 +174,16 @@ func TestTheAuthoritysKeyLeavesTheFirstNodesDirectory(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the file with the key is still there")
 		}
+	}
+}
+
+// The labels of a node's start reach the scheduler also before meta's record has them; an empty one removes what the record has.
+func TestTheOfferHasTheLabelsOfTheStart(t *testing.T) {
+	d := newDirectory(1, t.TempDir(), &dcpb.MetaMap{Nodes: []*dcpb.MetaMapNode{{Id: 1, Labels: map[string]string{"zone": "old", "gpu": "yes", "rack": "r1"}}}}, slog.New(slog.DiscardHandler))
+	n := &Node{id: &pki.Identity{Node: 1, Name: "one"}, directory: d, cfg: Config{Labels: map[string]string{"zone": "new", "gpu": ""}}}
+	got := n.offer().Labels
+	want := map[string]string{"zone": "new", "rack": "r1", "node": "one", "arch": runtime.GOARCH, "os": runtime.GOOS}
+	if diff := cmp.Diff(got, want); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -354,20 +354,27 @@ func TestMovesGoOnThroughFailures(t *testing.T) {
 	c.settled(t, leader)
 	c.Restart(int(leader))
 	c.settled(t)
-	if leader != drain { // the source of moves dies, and comes back
-		if err := c.Meta(1).Drain(t.Context(), "node2", false); err != nil {
-			t.Fatal(err)
-		}
-	} else if err := c.Meta(1).Drain(t.Context(), "node3", true); err != nil {
+	source := 2 + int(leader)%3 // of nodes 2 to 4 another one than was dead
+	if err := c.Meta(1).Drain(t.Context(), "node2", false); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Meta(1).Drain(t.Context(), fmt.Sprint("node", source), true); err != nil {
+		t.Fatal(err)
+	}
+	c.Wait("a change under way", func(st *dcpb.MetaStatusReply) string {
+		if st.Nodes[source-1].Replicas == 0 || slices.ContainsFunc(st.Groups, func(g *dcpb.AdminGroup) bool { return g.Change != "" }) {
+			return ""
+		}
+		return "none"
+	})
+	c.Kill(source)
+	c.settled(t, uint64(source))
+	c.Restart(source)
 	c.Kill(6) // the target of moves
 	c.settled(t, 6)
 	c.Restart(6)
-	for _, n := range []string{"node2", "node3"} {
-		if err := c.Meta(1).Drain(t.Context(), n, false); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.Meta(1).Drain(t.Context(), fmt.Sprint("node", source), false); err != nil {
+		t.Fatal(err)
 	}
 	c.settled(t)
 	c.even()
