@@ -2,7 +2,10 @@ package sim
 
 import (
 	"errors"
+	"fmt"
 	"maps"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,6 +17,9 @@ import (
 
 // disk is a log, a vote and a checkpoint of the state that outlive the process.
 type disk struct {
+	dir  string // what Raft's snapshot record is kept in
+	life int
+
 	mu   sync.Mutex
 	logs map[uint64]raft.Log
 	num  map[string]uint64
@@ -24,16 +30,25 @@ type disk struct {
 
 var _ logstore.Store = (*disk)(nil)
 
-func newDisk() *disk {
-	return &disk{logs: map[uint64]raft.Log{}, num: map[string]uint64{}, val: map[string][]byte{}}
+func newDisk(dir string) *disk {
+	return &disk{dir: dir, logs: map[uint64]raft.Log{}, num: map[string]uint64{}, val: map[string][]byte{}}
 }
 
 // left is what a process that is killed now leaves behind. What it had under way is not there, and what it goes on writing until it has ended goes
-// to a disk that nobody reads.
-func (d *disk) left() *disk {
+// to a disk that nobody reads: the record of snapshots included, or a ghost's record would name a checkpoint that its heir does not have. Held still
+// together, because a record is written after its checkpoint and before the log is cut.
+func (d *disk) left() (*disk, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return &disk{logs: maps.Clone(d.logs), num: maps.Clone(d.num), val: maps.Clone(d.val), checkpoint: d.checkpoint}
+	heir := fmt.Sprintf("%s.%d", strings.TrimSuffix(d.dir, fmt.Sprintf(".%d", d.life)), d.life+1)
+	err := os.CopyFS(heir, os.DirFS(d.dir))
+	for try := 0; errors.Is(err, os.ErrNotExist) && try < 100; try++ { // the ghost renames its record this very moment
+		err = errors.Join(os.RemoveAll(heir), os.CopyFS(heir, os.DirFS(d.dir)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &disk{dir: heir, life: d.life + 1, logs: maps.Clone(d.logs), num: maps.Clone(d.num), val: maps.Clone(d.val), checkpoint: d.checkpoint}, nil
 }
 
 // write takes a disk's time and then happens whole.

@@ -69,7 +69,7 @@ func newWorld(t *testing.T, seed uint64, mut mutation) *world {
 		disks: map[dc.NodeID]*disk{}, procs: map[dc.NodeID]*process{},
 	}
 	for _, n := range nodes() {
-		w.disks[n] = newDisk()
+		w.disks[n] = newDisk(filepath.Join(w.dir, n.String()))
 	}
 	for _, n := range nodes() {
 		w.start(n)
@@ -98,7 +98,7 @@ func (w *world) start(n dc.NodeID) {
 	p.host.Register(local)
 	w.net.set(func() { w.net.nodes[n] = local })
 	var err error
-	p.group, err = p.host.Open(consensus.GroupConfig{ID: group, Dir: filepath.Join(w.dir, n.String()), Machine: p.machine, Bootstrap: nodes()})
+	p.group, err = p.host.Open(consensus.GroupConfig{ID: group, Dir: disk.dir, Machine: p.machine, Bootstrap: nodes()})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -118,7 +118,11 @@ func (w *world) kill(n dc.NodeID) {
 	}
 	p.dead.Store(true)
 	w.net.set(func() { delete(w.net.nodes, n) })
-	w.disks[n] = w.disks[n].left()
+	heir, err := w.disks[n].left()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.disks[n] = heir
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = p.host.Close(now) // the ghost's complaints are nobody's business
