@@ -25,10 +25,9 @@ func (v *view) names(ids []dc.NodeID) string {
 }
 
 // reasons explains why a group is as it is where that is not what one would expect.
-func (v *view) reasons(g viewGroup) []string {
+func (v *view) reasons(g viewGroup, held map[dc.NodeID]int) []string {
 	var all []string
 	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
-	held := v.held()
 	if g.leader == 0 {
 		say("no node says that it leads the group: nothing can change, and it serves nobody, until one does")
 	}
@@ -37,7 +36,10 @@ func (v *view) reasons(g viewGroup) []string {
 	}
 	for _, id := range g.desired {
 		n := v.node(id)
-		_, other := v.best(without(g.desired, id), held, id)
+		other := false
+		if n.dead || n.drain {
+			_, other = v.best(without(g.desired, id), held, id)
+		}
 		switch {
 		case n.dead && !other:
 			say("%s is dead, and no other node is open to replace it", n.name)

@@ -83,7 +83,7 @@ func TestAPinnedGroupMovesOnlyForNeed(t *testing.T) {
 func TestReasons(t *testing.T) {
 	v := &view{nodes: five()}
 	v.nodes[0].drain, v.nodes[1].up, v.nodes[2].dead, v.nodes[2].up, v.nodes[3].removed, v.nodes[4].drain = true, false, true, false, true, true
-	got := v.reasons(viewGroup{id: 5, want: 4, desired: ids(1, 2, 3), leader: 1, pinned: true, prefer: 2})
+	got := v.reasons(viewGroup{id: 5, want: 4, desired: ids(1, 2, 3), leader: 1, pinned: true, prefer: 2}, nil)
 	want := []string{
 		"3 of 4 replicas: no other node is up, not draining and with room",
 		"a drains, and no other node is open to take its replica",

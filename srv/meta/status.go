@@ -30,7 +30,7 @@ func (s *Service) Status(ctx context.Context, req *dcpb.MetaStatusRequest) (*dcp
 	held, leads := v.held(), map[dc.NodeID]int{}
 	for i, g := range v.groups {
 		leads[g.leader]++
-		reply.Groups = append(reply.Groups, s.adminGroupLocked(t, v, g, rec.groups[i]))
+		reply.Groups = append(reply.Groups, s.adminGroupLocked(t, v, held, g, rec.groups[i]))
 	}
 	for _, n := range rec.nodes {
 		a := t.adminNodeLocked(n)
@@ -88,10 +88,10 @@ func (t *term) leftLocked(n dc.NodeID, groups []viewGroup) []string {
 	return left
 }
 
-func (s *Service) adminGroupLocked(t *term, v *view, vg viewGroup, g *command.MetaGroup) *dcpb.AdminGroup {
+func (s *Service) adminGroupLocked(t *term, v *view, held map[dc.NodeID]int, vg viewGroup, g *command.MetaGroup) *dcpb.AdminGroup {
 	leader, r := t.leaderLocked(vg.id)
 	a := &dcpb.AdminGroup{
-		Id: g.Id, Name: g.Name, Kind: g.Kind, Leader: uint64(leader), Want: uint32(v.want(vg)), Pinned: g.Pinned, Prefer: g.Prefer, Reasons: v.reasons(vg),
+		Id: g.Id, Name: g.Name, Kind: g.Kind, Leader: uint64(leader), Want: uint32(v.want(vg)), Pinned: g.Pinned, Prefer: g.Prefer, Reasons: v.reasons(vg, held),
 	}
 	var members []*dcpb.MetaMember
 	if r != nil {
