@@ -32,6 +32,7 @@ func control(s Store, path string) synth.Dir {
 				Read: func(ctx context.Context) ([]byte, error) { return sessions(ctx, s) },
 			})},
 		)
+		children = append(children, synth.StatusFiles("session", k+"/session", func(context.Context) ([]synth.Pair, error) { return standing(s), nil })...)
 		children = append(children, synth.StatusFiles("stat", k+"/stat", func(ctx context.Context) ([]synth.Pair, error) { return stat(ctx, s) })...)
 	}
 	return synth.Static(k, children...)
@@ -51,6 +52,22 @@ func stat(ctx context.Context, s Store) ([]synth.Pair, error) {
 		{Key: "lock-delay", Value: t.Delay},
 		{Key: "past-from", Value: uint64(t.PastFrom)},
 	}, nil
+}
+
+// standing tells of the session of the node that is asked, from what it knows itself: it can be read while no leader answers.
+func standing(s Store) []synth.Pair {
+	x := s.Standing()
+	out := []synth.Pair{
+		{Key: "state", Value: string(x.State)},
+		{Key: "session", Value: x.Session},
+		{Key: "ttl", Value: x.TTL},
+		{Key: "left", Value: x.Left.Round(time.Millisecond)},
+		{Key: "users", Value: x.Users},
+	}
+	if x.Err != nil {
+		out = append(out, synth.Pair{Key: "reason", Value: oneLine(x.Err.Error())})
+	}
+	return out
 }
 
 // maxShown bounds the lines of locks and sessions.

@@ -189,6 +189,7 @@ func TestControlFiles(t *testing.T) {
 		"compacted 2\nStale file handle\nthe oldest that is kept is 3")
 	m.expect(t, `echo 'lock-delay 0s' > .dc/ctl; grep lock-delay .dc/ctl; echo 'lock-delay 2m' > .dc/ctl 2>/dev/null || echo refused; cat d/.dc/ctl`, "lock-delay 0s\nrefused\nephemeral off")
 	m.expect(t, `exec 9<f; flock -s 9; cut -f1-3 .dc/locks; cut -f1,3 .dc/sessions`, "f\theld\tshared\nn1\tlive")
+	m.expect(t, `exec 9<f; flock 9; grep -E '^(state|users|reason)' .dc/session; grep -o '"state":"safe"' .dc/session.json`, "state safe\nusers 1\n\"state\":\"safe\"")
 }
 
 func TestThePastCanBeRead(t *testing.T) {

@@ -39,6 +39,7 @@ type Control interface {
 	Watch(ctx context.Context, w client.LockWatch, fn func(client.LockRevision) error) error
 	Holds(ctx context.Context, waiting bool, cursor []byte) ([]client.LockHold, []byte, error)
 	Sessions(ctx context.Context, after uint64) ([]client.LockSessionInfo, error)
+	Standing() client.LockStanding
 	Totals(ctx context.Context) (client.LockTotals, error)
 	Compact(ctx context.Context, through dc.Revision) error
 	SetDelay(ctx context.Context, d time.Duration) error

@@ -35,6 +35,9 @@ type lockSession struct {
 	until time.Duration
 	dead  error // why it has ended
 	users int   // leases held or waited for
+
+	overdue bool // a keep-alive is: the session is in jeopardy
+	lost    bool // it ended with users
 }
 
 // err tells whether the session can still be trusted, and ends it if its time is up.
@@ -54,7 +57,7 @@ func (s *lockSession) errLocked() error {
 
 func (s *lockSession) endLocked(why error) {
 	if s.dead == nil {
-		s.dead = why
+		s.dead, s.lost = why, s.users > 0
 		s.stop()
 	}
 }
@@ -180,6 +183,7 @@ func (l *Lock) begin(r *dcpb.LockOpenSessionReply, sent time.Duration) error {
 // keepAlive renews a session while it is used and lets it lapse while it is not.
 func (l *Lock) keepAlive(s *lockSession) {
 	defer s.stop()
+	defer l.reportEnd(s)
 	timer := time.NewTimer(s.ttl / 3)
 	defer timer.Stop()
 	for s.err() == nil {
@@ -199,13 +203,13 @@ func (l *Lock) keepAlive(s *lockSession) {
 			return
 		}
 		if idle, _ := s.idle(); !idle && s.err() == nil {
-			l.renew(s)
+			l.watchRenewal(s, func() error { return l.renew(s) })
 		}
 	}
 }
 
 // renew sends keep-alives until one is answered or the session's time is up.
-func (l *Lock) renew(s *lockSession) {
+func (l *Lock) renew(s *lockSession) error {
 	_, left := s.idle()
 	ctx, cancel := context.WithTimeout(s.ctx, max(left, 0))
 	defer cancel()
@@ -220,6 +224,7 @@ func (l *Lock) renew(s *lockSession) {
 	case dc.KindOf(err) == dc.Stale:
 		s.end(err)
 	}
+	return err
 }
 
 // spawn runs fn in the background; Close waits for it. After Close it runs nothing and says false.
