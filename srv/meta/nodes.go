@@ -137,13 +137,13 @@ func (s *Service) mayDecommission(ctx context.Context, t *term, id dc.NodeID) er
 	}
 	t.mu.Lock()
 	v := s.viewLocked(t, rec)
-	t.mu.Unlock()
 	others := 0
-	for _, n := range v.nodes {
-		if n.id != id && n.open() {
+	for _, n := range v.nodes { // one that this leader has not had the time to hear of counts
+		if n.id != id && !n.removed && !n.drain && t.silentLocked(n.id) < downAfter {
 			others++
 		}
 	}
+	t.mu.Unlock()
 	for _, g := range v.groups {
 		if others < g.want && slices.Contains(g.desired, id) {
 			return dc.Errorf(dc.Busy, "decommission", v.name(id),
