@@ -34,6 +34,7 @@ var (
 	_ synth.Writer  = (*handle)(nil)
 	_ synth.Flusher = (*handle)(nil)
 	_ synth.Locker  = (*handle)(nil)
+	_ synth.Asker   = (*handle)(nil)
 )
 
 func newHandle(s Store, path string, flags uint32, created dc.Revision) *handle {
@@ -241,6 +242,33 @@ func (h *handle) Lock(ctx context.Context, owner uint64, exclusive, wait bool) e
 	h.leases[owner] = x
 	h.mu.Unlock()
 	return nil
+}
+
+// InTheWay is F_GETLK: a holder, anywhere in the cluster, that the caller would have to wait for. A process of another node has no number
+// here and is shown as 0, so that it is not taken for a process of this one.
+func (h *handle) InTheWay(ctx context.Context, owner uint64, exclusive bool) (synth.Held, bool, error) {
+	if err := h.usable(); err != nil {
+		return synth.Held{}, false, err
+	}
+	h.mu.Lock()
+	own := h.leases[owner]
+	h.mu.Unlock()
+	holders, err := h.store.Holders(ctx, h.path)
+	if err != nil {
+		return synth.Held{}, false, err
+	}
+	here := h.store.Standing().Session
+	for _, x := range holders {
+		if x.Path != h.path || own != nil && own.Is(x) || !exclusive && !x.Exclusive {
+			continue
+		}
+		held := synth.Held{Exclusive: x.Exclusive}
+		if x.Session == here {
+			held.PID = x.PID
+		}
+		return held, true, nil
+	}
+	return synth.Held{}, false, nil
 }
 
 func (h *handle) forget(owner uint64, x *client.LockLease) {

@@ -30,6 +30,7 @@ type Files interface {
 // Locks is what it needs of locks.
 type Locks interface {
 	Acquire(ctx context.Context, path string, exclusive, wait bool) (*client.LockLease, error)
+	Holders(ctx context.Context, path string) ([]client.LockHold, error)
 	Keep(ctx context.Context, path string, exclusive bool, mode uint32) (client.LockFile, *client.LockLease, error)
 }
 

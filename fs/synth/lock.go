@@ -46,14 +46,48 @@ func GetLock[K comparable](t *locktable.Table[K], name K, in *fuse.LkIn, out *fu
 	}
 }
 
-// GetLk implements fuse.RawFileSystem. A [Locker] cannot be asked, so its files answer that the lock is free.
-func (s *Server) GetLk(_ <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
+// Held is somebody's lock on a whole file.
+type Held struct {
+	Exclusive bool
+	PID       uint32 // of a process of this machine; 0 otherwise
+}
+
+// GetLk implements fuse.RawFileSystem. A [Locker] that is no [Asker] cannot be asked: its files answer that the lock is free.
+func (s *Server) GetLk(cancel <-chan struct{}, in *fuse.LkIn, out *fuse.LkOut) fuse.Status {
 	o, ok := s.handle(in.Fh)
 	if !ok {
 		return fuse.EBADF
 	}
-	GetLock(&s.locks, o.key, in, out)
+	h, ok := o.h.(Asker)
+	if !ok {
+		GetLock(&s.locks, o.key, in, out)
+		return fuse.OK
+	}
+	ctx, done := s.door.Context(cancel, &in.InHeader, dc.OpTimeout)
+	defer done()
+	l, _ := LockOf(in)
+	if err := wholeFile(o, l); err != nil {
+		return s.door.Status(ctx, err)
+	}
+	held, found, err := h.InTheWay(ctx, l.Owner, l.Exclusive)
+	if err != nil {
+		return s.door.Status(ctx, err)
+	}
+	out.Lk = fuse.FileLock{Typ: unix.F_UNLCK}
+	if found {
+		out.Lk = fuse.FileLock{End: locktable.End, Typ: unix.F_RDLCK, Pid: held.PID}
+		if held.Exclusive {
+			out.Lk.Typ = unix.F_WRLCK
+		}
+	}
 	return fuse.OK
+}
+
+func wholeFile(o *open, l locktable.Lock) error {
+	if l.Start != 0 || l.End < locktable.End {
+		return dc.Errorf(dc.Unsupported, "lock", o.key, "locks here are on whole files, not on bytes %d-%d", l.Start, l.End)
+	}
+	return nil
 }
 
 // SetLk implements fuse.RawFileSystem: take a lock or fail, or give it up.
@@ -85,8 +119,8 @@ func (s *Server) setLock(ctx context.Context, in *fuse.LkIn, wait bool) fuse.Sta
 		return s.door.Status(ctx, SetLock(ctx, &s.locks, o.key, in, wait))
 	}
 	l, typ := LockOf(in)
-	if l.Start != 0 || l.End < locktable.End {
-		return s.door.Status(ctx, dc.Errorf(dc.Unsupported, "lock", o.key, "locks here are on whole files, not on bytes %d-%d", l.Start, l.End))
+	if err := wholeFile(o, l); err != nil {
+		return s.door.Status(ctx, err)
 	}
 	if typ == unix.F_UNLCK {
 		o.forgetOwner(l.Owner)

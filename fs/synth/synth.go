@@ -123,6 +123,10 @@ type (
 		Lock(ctx context.Context, owner uint64, exclusive, wait bool) error // dc.Again if held elsewhere and !wait
 		Unlock(ctx context.Context, owner uint64) error
 	}
+	// An Asker is a Locker that can tell who would be in the way of a lock (F_GETLK), without taking it.
+	Asker interface {
+		InTheWay(ctx context.Context, owner uint64, exclusive bool) (Held, bool, error)
+	}
 )
 
 // A Streamer is a Handle that may ask for a stream instead of a file. Default is direct I/O and seekable, which keeps reads fresh and sizes

@@ -330,6 +330,21 @@ func (l *Lock) Holds(ctx context.Context, waiting bool, cursor []byte) ([]LockHo
 	return out, r.Cursor, nil
 }
 
+// Holders gives who holds the lock named path, at most dc.MaxLockHolders; none if it is free.
+func (l *Lock) Holders(ctx context.Context, path string) ([]LockHold, error) {
+	r, err := lockCall(ctx, l, false, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockHoldsReply, error) {
+		return c.Holds(ctx, &dcpb.LockHoldsRequest{Header: h, Path: path})
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make([]LockHold, 0, len(r.Holds))
+	for _, h := range r.Holds {
+		out = append(out, lockHold(h))
+	}
+	return out, nil
+}
+
 // LockSessionInfo is a node's session.
 type LockSessionInfo struct {
 	Session, Generation uint64

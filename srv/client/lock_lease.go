@@ -39,6 +39,11 @@ func (x *LockLease) Err() error {
 	return nil
 }
 
+// Is tells whether h, as the lock group shows it, is this lease.
+func (x *LockLease) Is(h LockHold) bool {
+	return h.Path == x.path && h.Session == x.session.id && h.Owner == x.owner
+}
+
 // forEver is a deadline beyond every session's life: a request under a session's context is retried, under one request id, until it is
 // answered or the session has ended.
 const forEver = 24 * time.Hour

@@ -2055,6 +2055,7 @@ type LockHoldsRequest struct {
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Waiting       bool                   `protobuf:"varint,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
 	Cursor        []byte                 `protobuf:"bytes,3,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	Path          string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"` // only who holds this lock, in one page; empty: all locks
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2108,6 +2109,13 @@ func (x *LockHoldsRequest) GetCursor() []byte {
 		return x.Cursor
 	}
 	return nil
+}
+
+func (x *LockHoldsRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 type LockHoldInfo struct {
@@ -3155,11 +3163,12 @@ const file_lock_service_proto_rawDesc = "" +
 	"\x15LockEndSessionRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x12\n" +
-	"\x04lost\x18\x03 \x01(\bR\x04lost\"k\n" +
+	"\x04lost\x18\x03 \x01(\bR\x04lost\"\x7f\n" +
 	"\x10LockHoldsRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
 	"\awaiting\x18\x02 \x01(\bR\awaiting\x12\x16\n" +
-	"\x06cursor\x18\x03 \x01(\fR\x06cursor\"\xe1\x01\n" +
+	"\x06cursor\x18\x03 \x01(\fR\x06cursor\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\"\xe1\x01\n" +
 	"\fLockHoldInfo\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +

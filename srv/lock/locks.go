@@ -192,6 +192,12 @@ func (s *Service) Holds(ctx context.Context, r *dcpb.LockHoldsRequest) (*dcpb.Lo
 	out := &dcpb.LockHoldsReply{}
 	return out, s.view(ctx, "lock.locks", r.Header, func(rd storage.Reader) error {
 		var holds []*command.LockHold
+		if r.Path != "" && !r.Waiting {
+			for _, h := range lock.HoldersOf(rd, r.Path, dc.MaxLockHolders) {
+				out.Holds = append(out.Holds, holdInfo(h))
+			}
+			return nil
+		}
 		holds, out.Cursor = lock.Holds(rd, r.Waiting, r.Cursor, dc.MaxScanPage)
 		for _, h := range holds {
 			out.Holds = append(out.Holds, holdInfo(h))
