@@ -66,7 +66,7 @@ func (h *heldLog) written() [][]uint64 {
 
 func openAhead(t *testing.T) (*aheadLog, *heldLog) {
 	t.Helper()
-	s, err := logstore.Open(logstore.Config{Dir: t.TempDir(), Fatal: func(err error) { t.Errorf("fatal: %v", err) }})
+	s, err := openOwnLog(logstore.Config{Dir: t.TempDir(), Fatal: func(err error) { t.Errorf("fatal: %v", err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func heldCluster(t *testing.T) (*cluster, map[dc.NodeID]*heldLog) {
 	var mu sync.Mutex
 	logs := map[string]*heldLog{}
 	c := newClusterOn(t, 3, fast, func(cfg logstore.Config) (logstore.Store, error) {
-		s, err := logstore.Open(cfg)
+		s, err := openOwnLog(cfg)
 		if err != nil {
 			return nil, err
 		}

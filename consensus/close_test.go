@@ -30,7 +30,7 @@ func TestClosingDoesNotWaitForEntriesThatRaftForgot(t *testing.T) {
 			Node: 1, Timing: fast, Fatal: func(err error) { t.Error(err) },
 			Dial: func(dc.NodeID) (grpc.ClientConnInterface, error) { return nil, dc.Unavailable },
 			OpenLog: func(cfg logstore.Config) (logstore.Store, error) {
-				s, err := logstore.Open(cfg)
+				s, err := openOwnLog(cfg)
 				return slowLog{s}, err
 			},
 		})

@@ -169,7 +169,7 @@ func (c *cluster) start(id dc.NodeID, machine *journal, bootstrap []dc.NodeID) *
 		c.t.Fatal(err)
 	}
 	m := &member{machine: machine, server: grpc.NewServer(), served: make(chan struct{}), conns: map[dc.NodeID]*grpc.ClientConn{}, addr: lis.Addr().String()}
-	m.host = NewHost(HostConfig{Node: id, Timing: c.time, OpenLog: c.log, Fatal: func(err error) { c.t.Errorf("node %s: fatal: %v", id, err) }, Dial: func(n dc.NodeID) (grpc.ClientConnInterface, error) {
+	m.host = NewHost(HostConfig{Node: id, Timing: c.time, LogDir: filepath.Join(c.dir, id.String(), "log"), OpenLog: c.log, Fatal: func(err error) { c.t.Errorf("node %s: fatal: %v", id, err) }, Dial: func(n dc.NodeID) (grpc.ClientConnInterface, error) {
 		cc, err := c.dial(m, n)
 		c.mu.Lock()
 		wrap := c.wrap
@@ -271,4 +271,25 @@ func eventually(t *testing.T, ok func() bool) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// ownLog is a log for one group alone.
+type ownLog struct {
+	logstore.Store
+	shared *logstore.Shared
+}
+
+func (ownLog) IsMonotonic() bool { return true }
+func (o ownLog) Close() error    { return o.shared.Close() }
+
+func openOwnLog(cfg logstore.Config) (logstore.Store, error) {
+	fs, err := logstore.OpenFS(filepath.Join(cfg.Dir, "log"))
+	if err != nil {
+		return nil, err
+	}
+	s, err := logstore.OpenShared(logstore.SharedConfig{FS: fs, Fatal: cfg.Fatal})
+	if err != nil {
+		return nil, err
+	}
+	return ownLog{s.Open(cfg.Group), s}, nil
 }

@@ -240,7 +240,7 @@ func TestLeadRunsOncePerTermAndEndsWithIt(t *testing.T) {
 	c.stop(1)
 	var mu sync.Mutex
 	begun, ended := 0, 0
-	host := NewHost(HostConfig{Node: 7, Timing: fast, Fatal: func(err error) { t.Error(err) }})
+	host := NewHost(HostConfig{Node: 7, LogDir: t.TempDir(), Timing: fast, Fatal: func(err error) { t.Error(err) }})
 	_, err := host.Open(GroupConfig{
 		ID: 1, Dir: t.TempDir(), Machine: &journal{}, Bootstrap: []dc.NodeID{7},
 		Lead: func(ctx context.Context) {
@@ -294,7 +294,7 @@ func TestAHungDiskCostsLeadership(t *testing.T) {
 
 func TestAFullDiskRefusesBeforeTheLog(t *testing.T) {
 	full := dc.Errorf(dc.NoSpace, "propose", "", "the disk has reached its reserve")
-	host := NewHost(HostConfig{Node: 1, Timing: fast, Fatal: func(err error) { t.Error(err) }, Space: func() error { return full }})
+	host := NewHost(HostConfig{Node: 1, LogDir: t.TempDir(), Timing: fast, Fatal: func(err error) { t.Error(err) }, Space: func() error { return full }})
 	defer host.Close(t.Context())
 	g, err := host.Open(GroupConfig{ID: 1, Dir: t.TempDir(), Machine: &journal{}, Bootstrap: []dc.NodeID{1}})
 	if err != nil {

@@ -78,7 +78,7 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 			err = errors.Join(err, f())
 		}
 	}()
-	beneath, err := h.cfg.OpenLog(logstore.Config{Dir: cfg.Dir, Fatal: g.fatal, Log: g.log})
+	beneath, err := h.openLog(logstore.Config{Dir: cfg.Dir, Group: cfg.ID, Fatal: g.fatal, Log: g.log})
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,9 @@ type HostConfig struct {
 	Space  func() error
 	Log    *slog.Logger
 	Timing Timing
-	// OpenLog opens a group's log; nil means logstore.Open. Simulations bring their own.
+	// LogDir is the directory of the write-ahead log that all groups share. It is opened with the first group.
+	LogDir string
+	// OpenLog, if set, opens a group's log instead. Simulations bring their own.
 	OpenLog func(cfg logstore.Config) (logstore.Store, error)
 	// VerifyLeaderReads replaces the confirmation of reads by hashicorp/raft's VerifyLeader, which is wrong (see ReadBarrier). Simulations set it to
 	// show that they would notice.
@@ -80,6 +82,9 @@ type Host struct {
 	closing   chan struct{} // closed by Close
 	watching  sync.WaitGroup
 
+	logMu sync.Mutex       // before mu
+	wal   *logstore.Shared // nil until the first group is opened
+
 	mu      sync.Mutex
 	groups  map[dc.GroupID]*Group
 	closed  bool
@@ -91,9 +96,6 @@ func NewHost(cfg HostConfig) *Host {
 	cfg.Timing = cfg.Timing.withDefaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.OpenLog == nil {
-		cfg.OpenLog = logstore.Open
 	}
 	if cfg.Space == nil {
 		cfg.Space = func() error { return nil }
@@ -150,6 +152,54 @@ func (h *Host) Open(cfg GroupConfig) (*Group, error) {
 	return nil, errors.Join(dc.Errorf(dc.Busy, "open group", cfg.ID.String(), "it is open already, or the host is closed"), g.close(context.Background(), false))
 }
 
+// log opens the shared log if it is not open yet.
+func (h *Host) log() (*logstore.Shared, error) {
+	h.logMu.Lock()
+	defer h.logMu.Unlock()
+	if h.wal != nil {
+		return h.wal, nil
+	}
+	if h.cfg.LogDir == "" {
+		return nil, dc.Errorf(dc.Invalid, "open log", "", "the host has no directory for its log")
+	}
+	fs, err := logstore.OpenFS(h.cfg.LogDir)
+	if err != nil {
+		return nil, err
+	}
+	h.wal, err = logstore.OpenShared(logstore.SharedConfig{FS: fs, Fatal: h.cfg.Fatal, Log: h.cfg.Log})
+	return h.wal, err
+}
+
+// openLog opens a group's part of the log.
+func (h *Host) openLog(cfg logstore.Config) (logstore.Store, error) {
+	if h.cfg.OpenLog != nil {
+		return h.cfg.OpenLog(cfg)
+	}
+	wal, err := h.log()
+	if err != nil {
+		return nil, err
+	}
+	return wal.Adopt(cfg)
+}
+
+// Drop takes a closed group's entries and vote out of the log, for ever. Its directory is the caller's to remove.
+func (h *Host) Drop(id dc.GroupID) error {
+	wal, err := h.log()
+	if err != nil {
+		return dc.Wrap(err, "drop group", id.String())
+	}
+	return dc.Wrap(wal.Drop(id), "drop group", id.String())
+}
+
+func (h *Host) closeLog() error {
+	h.logMu.Lock()
+	defer h.logMu.Unlock()
+	if h.wal == nil {
+		return nil
+	}
+	return h.wal.Close()
+}
+
 // forget drops a closed group.
 func (h *Host) forget(id dc.GroupID) {
 	h.mu.Lock()
@@ -182,5 +232,5 @@ func (h *Host) Close(ctx context.Context) error {
 	wg.Wait()
 	h.watching.Wait()
 	h.transport.Close()
-	return errs
+	return errors.Join(errs, h.closeLog())
 }

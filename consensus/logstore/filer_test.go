@@ -12,7 +12,7 @@ func TestLogOpensAgainAfterItsSuffixWasRemoved(t *testing.T) {
 	cfg := Config{Dir: t.TempDir(), Fatal: func(err error) { t.Fatal(err) }}
 	want := map[uint64]string{}
 	for round := range 4 {
-		s, err := Open(cfg)
+		s, err := openOld(cfg)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,8 @@ import (
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/metadb"
+
+	"missingos/srv/dc"
 )
 
 // segmentBytes is the size of one file of the log.
@@ -32,7 +34,8 @@ type Store interface {
 
 // Config says where and what to do when the disk fails.
 type Config struct {
-	Dir string
+	Dir   string // the group's own
+	Group dc.GroupID
 	// Fatal is called with an error of the disk and must not return in production.
 	Fatal func(err error)
 	Log   *slog.Logger
@@ -53,8 +56,8 @@ var (
 	_ raft.MonotonicLogStore = (*walStore)(nil)
 )
 
-// Open opens or makes the log in cfg.Dir.
-func Open(cfg Config) (Store, error) {
+// openOld opens or makes a log of the first kind, one a group, in cfg.Dir. Its entries are taken over by [Shared.Adopt].
+func openOld(cfg Config) (Store, error) {
 	dir := filepath.Join(cfg.Dir, "wal")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

@@ -12,7 +12,7 @@ import (
 
 func open(t *testing.T, dir string) Store {
 	t.Helper()
-	s, err := Open(Config{Dir: dir, Fatal: func(err error) { t.Error("fatal:", err) }})
+	s, err := openOld(Config{Dir: dir, Fatal: func(err error) { t.Error("fatal:", err) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func TestADamagedVoteIsRefused(t *testing.T) {
 		flipped[n] ^= 0x10
 		refused("with a flipped bit", flipped)
 	}
-	if _, err := Open(Config{Dir: dir, Fatal: func(error) {}}); err == nil {
+	if _, err := openOld(Config{Dir: dir, Fatal: func(error) {}}); err == nil {
 		t.Error("a log with a damaged vote opens")
 	}
 	// A file aside that a crash left behind is no vote.
@@ -233,7 +233,7 @@ func TestAFailedWriteIsFatal(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
 			var fatal error
-			opened, err := Open(Config{Dir: dir, Fatal: func(err error) { fatal = err }})
+			opened, err := openOld(Config{Dir: dir, Fatal: func(err error) { fatal = err }})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -127,7 +127,7 @@ func (n *Node) open() (net.Listener, error) {
 	n.client = client.New(client.Config{Node: n.id.Node, Nodes: n.conns, Directory: n.directory, Log: n.log})
 	n.meta = client.NewMeta(n.client)
 	host := consensus.NewHost(consensus.HostConfig{
-		Node: n.id.Node,
+		Node: n.id.Node, LogDir: filepath.Join(n.cfg.Dir, logDir),
 		Dial: func(to dc.NodeID) (grpc.ClientConnInterface, error) { return n.conns.remote(to) },
 		Peer: g.peer, Fatal: n.cfg.Fatal, Space: n.space.check, Log: n.log,
 	})

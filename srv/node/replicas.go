@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"missingos/consensus"
+	"missingos/consensus/logstore"
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/replica"
@@ -19,6 +20,7 @@ import (
 
 const (
 	groupsDir = "groups"
+	logDir    = "log"
 	goneMark  = ".gone" // ends the name of a replica's directory that is being destroyed
 )
 
@@ -100,13 +102,15 @@ func (r *replicas) stored() ([]dc.GroupID, error) {
 	}
 	var groups []dc.GroupID
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), goneMark) {
-			if err := os.RemoveAll(filepath.Join(r.dir, e.Name())); err != nil {
-				return nil, dc.Wrap(err, "open replicas", r.dir)
+		name, gone := strings.CutSuffix(e.Name(), goneMark)
+		n, err := dc.ParseNodeID("n" + strings.TrimPrefix(name, "g"))
+		switch {
+		case err != nil:
+		case gone:
+			if err := r.remove(dc.GroupID(n), filepath.Join(r.dir, e.Name())); err != nil {
+				return nil, err
 			}
-			continue
-		}
-		if n, err := dc.ParseNodeID("n" + strings.TrimPrefix(e.Name(), "g")); err == nil {
+		default:
 			groups = append(groups, dc.GroupID(n))
 		}
 	}
@@ -192,7 +196,19 @@ func (r *replicas) destroy(ctx context.Context, g dc.GroupID) error {
 	if err := os.Rename(m.dir, gone); err != nil {
 		return dc.Wrap(err, "destroy replica", g.String())
 	}
+	if err := logstore.SyncDir(r.dir); err != nil { // before the log forgets the group's vote
+		return dc.Wrap(err, "destroy replica", g.String())
+	}
 	r.log.Info("replica destroyed", "group", g.String())
+	return r.remove(g, gone)
+}
+
+// remove takes what is left of a destroyed replica away: its part of the log, then its files, which remind the next start if this one does not get
+// so far.
+func (r *replicas) remove(g dc.GroupID, gone string) error {
+	if err := r.host.Drop(g); err != nil {
+		return err
+	}
 	return dc.Wrap(os.RemoveAll(gone), "destroy replica", g.String())
 }
 
