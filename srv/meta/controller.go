@@ -44,6 +44,7 @@ type viewGroup struct {
 	settled  bool      // its members are the desired nodes, all voters, none far behind
 	changing bool      // its members are not the desired nodes, and it waits for no node that is down to be so
 	resting  bool      // its leadership has been handed over just now
+	heir     dc.NodeID // to whom, while resting
 	pinned   bool      // placed by a person
 	prefer   dc.NodeID // that should lead
 }
@@ -313,6 +314,10 @@ func lost(before, after []dc.NodeID) dc.NodeID {
 func (v *view) spread() []move {
 	leads := map[dc.NodeID]int{}
 	for _, g := range v.groups {
+		if g.resting {
+			leads[g.heir]++ // the heartbeats have not told of it yet
+			continue
+		}
 		leads[g.leader]++
 	}
 	var moves []move

@@ -76,6 +76,10 @@ func TestSpread(t *testing.T) {
 		{"who is to lead does", []viewNode{up(1), up(2)}, []viewGroup{preferred(2, 1, 1, 1, 2), preferred(3, 1, 1, 1, 2)}, nil},
 		{"who is to lead is down", []viewNode{up(1), {id: 2}}, []viewGroup{preferred(2, 1, 2, 1, 2)}, nil},
 		{"handed over just now", []viewNode{drained, up(2)}, []viewGroup{{id: 2, leader: 1, settled: true, resting: true, desired: ids(1, 2)}}, nil},
+		{"those under way count as done", []viewNode{up(1), up(2)}, []viewGroup{
+			{id: 2, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)}, {id: 3, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)},
+			group(4, 1, 1, 2), group(5, 1, 1, 2),
+		}, nil},
 		{"draining while another replica is down", []viewNode{drained, up(2), {id: 3}}, []viewGroup{{id: 2, leader: 1, desired: ids(1, 2, 3)}}, []move{{2, 1, 2}}},
 		{"not to a node that is down", []viewNode{up(1), {id: 2}}, []viewGroup{group(1, 1, 1, 2), group(2, 1, 1, 2)}, nil},
 	}

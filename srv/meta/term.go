@@ -24,6 +24,12 @@ const (
 	behindEntries = 5000
 )
 
+// A handOver is a leadership that was asked to go to another node.
+type handOver struct {
+	at time.Time
+	to dc.NodeID
+}
+
 // A term is this node's time as leader of the meta group.
 type term struct {
 	replica replica.Replica
@@ -33,7 +39,7 @@ type term struct {
 	mu         sync.Mutex
 	beats      map[dc.NodeID]*beat
 	moves      map[dc.NodeID][]*dcpb.MetaMove // to answer the next heartbeat with
-	moved      map[dc.GroupID]time.Time       // when a leadership was last handed over; forgotten after settleAfterMove
+	moved      map[dc.GroupID]handOver        // when a leadership was last handed over, and to whom; forgotten after settleAfterMove
 	mapVersion uint64
 	removed    map[dc.NodeID]bool
 	groups     map[dc.GroupID]viewGroup
@@ -66,7 +72,7 @@ func (t *term) wake() {
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	t := &term{
 		replica: r, started: time.Now(), woken: make(chan struct{}, 1),
-		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, moved: map[dc.GroupID]time.Time{}, removed: map[dc.NodeID]bool{}, groups: map[dc.GroupID]viewGroup{},
+		beats: map[dc.NodeID]*beat{}, moves: map[dc.NodeID][]*dcpb.MetaMove{}, moved: map[dc.GroupID]handOver{}, removed: map[dc.NodeID]bool{}, groups: map[dc.GroupID]viewGroup{},
 	}
 	s.mu.Lock()
 	s.term = t
@@ -110,7 +116,7 @@ func (s *Service) control(ctx context.Context, t *term) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range v.spread() {
-		t.moved[m.group] = time.Now()
+		t.moved[m.group] = handOver{time.Now(), m.to}
 		asked := slices.DeleteFunc(t.moves[m.from], func(old *dcpb.MetaMove) bool { return old.Group == uint64(m.group) })
 		t.moves[m.from] = append(asked, &dcpb.MetaMove{Group: uint64(m.group), To: uint64(m.to)})
 		s.cfg.Log.Info("leadership to be handed over", "group", m.group, "node", m.from, "to", m.to)
@@ -263,8 +269,10 @@ func (b *beat) replica(g dc.GroupID) *dcpb.MetaReplicaState { return b.replicas[
 // factsLocked fills in what the heartbeats tell of a group: who leads it, whether its members are those desired, all voting, up and about level with
 // the leader, and whether they are on the way to that.
 func (t *term) factsLocked(v *view, g *viewGroup) {
-	if since, ok := t.moved[g.id]; ok {
-		if g.resting = time.Since(since) < settleAfterMove; !g.resting {
+	if m, ok := t.moved[g.id]; ok {
+		if g.resting = time.Since(m.at) < settleAfterMove; g.resting {
+			g.heir = m.to
+		} else {
 			delete(t.moved, g.id)
 		}
 	}
