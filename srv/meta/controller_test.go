@@ -77,7 +77,8 @@ func TestSpread(t *testing.T) {
 		{"who is to lead is down", []viewNode{up(1), {id: 2}}, []viewGroup{preferred(2, 1, 2, 1, 2)}, nil},
 		{"handed over just now", []viewNode{drained, up(2)}, []viewGroup{{id: 2, leader: 1, settled: true, resting: true, desired: ids(1, 2)}}, nil},
 		{"those under way count as done", []viewNode{up(1), up(2)}, []viewGroup{
-			{id: 2, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)}, {id: 3, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)},
+			{id: 2, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)},
+			{id: 3, leader: 1, settled: true, resting: true, heir: 2, desired: ids(1, 2)},
 			group(4, 1, 1, 2), group(5, 1, 1, 2),
 		}, nil},
 		{"draining while another replica is down", []viewNode{drained, up(2), {id: 3}}, []viewGroup{{id: 2, leader: 1, desired: ids(1, 2, 3)}}, []move{{2, 1, 2}}},

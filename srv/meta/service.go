@@ -96,8 +96,29 @@ func (s *Service) admit(op string, h *dcpb.Header, root bool) (*term, dc.Princip
 	return t, p, err
 }
 
+// made tells whether the cluster has its first records. Before, nothing is proposed: that they are not there yet would be the answer for good to
+// whoever asks again under the same request id.
+func (t *term) made() error {
+	if t.isMade.Load() {
+		return nil
+	}
+	err := t.replica.Local(func(r storage.Reader) error {
+		if _, ok := meta.Cluster(r); !ok {
+			return dc.Errorf(dc.Unavailable, "meta", "", "the cluster is still being made")
+		}
+		return nil
+	})
+	if err == nil {
+		t.isMade.Store(true)
+	}
+	return err
+}
+
 // do replicates one command and decodes its result.
 func (t *term) do(ctx context.Context, id dc.RequestID, c *command.MetaCommand) (*command.MetaResult, error) {
+	if err := t.made(); err != nil {
+		return nil, err
+	}
 	c.Version = meta.Version
 	body, err := proto.Marshal(c)
 	if err != nil {

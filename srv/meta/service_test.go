@@ -34,12 +34,25 @@ func (o *one) Replicas(dc.GroupID) []dc.NodeID                  { return []dc.No
 
 func start(t *testing.T, cfg Config) (*one, *client.Meta) {
 	t.Helper()
+	o := unfounded(t, cfg)
+	o.found(t)
+	return o, o.client(1)
+}
+
+// unfounded is a meta group without its first command.
+func unfounded(t *testing.T, cfg Config) *one {
+	t.Helper()
 	o := &one{Local: rpc.NewLocal()}
 	cfg.Local = func() (replica.Replica, bool) { return o.replica, true }
 	s := New(cfg)
 	s.Kind().Register(o.Local)
 	o.replica = replica.NewMemory(dc.MetaGroup, s.Kind())
 	t.Cleanup(func() { o.replica.Close() })
+	return o
+}
+
+func (o *one) found(t *testing.T) {
+	t.Helper()
 	var err error
 	if o.ca, err = pki.NewAuthority("c1"); err != nil {
 		t.Fatal(err)
@@ -54,7 +67,6 @@ func start(t *testing.T, cfg Config) (*one, *client.Meta) {
 			t.Fatal(err)
 		}
 	}
-	return o, o.client(1)
 }
 
 // client is one that runs on node n.
@@ -244,5 +256,24 @@ func TestMarksOfNodes(t *testing.T) {
 	}
 	if diff := cmp.Diff(st.Nodes[0].Labels, map[string]string{"rack": "r1"}); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A request that comes before the cluster's first command waits for it; its first answer must not be its answer for ever.
+func TestARequestBeforeTheFirstCommandIsAnsweredAfterIt(t *testing.T) {
+	o := unfounded(t, Config{})
+	minted := make(chan error, 1)
+	go func() {
+		_, err := o.client(1).MintToken(t.Context(), make([]byte, 32), time.Hour)
+		minted <- err
+	}()
+	select {
+	case err := <-minted:
+		t.Fatalf("answered %v before there is a cluster", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	o.found(t)
+	if err := <-minted; err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"missingos/srv/dc"
@@ -33,6 +34,7 @@ type handOver struct {
 // A term is this node's time as leader of the meta group.
 type term struct {
 	replica replica.Replica
+	isMade  atomic.Bool // see made
 	started time.Time
 	woken   chan struct{} // holds one token when the controller should look at once
 
