@@ -23,7 +23,12 @@ type cached struct {
 
 func (c *cache) get(g *group, index uint64) *raft.Log { return c.logs[cacheKey{g, index}] }
 
-func (c *cache) put(g *group, l *raft.Log, size int) {
+// entryOverhead is about what an entry takes in memory beside its data.
+const entryOverhead = 256
+
+// put counts an entry as it is in memory: compressed, it may be a hundredth of that.
+func (c *cache) put(g *group, l *raft.Log) {
+	size := len(l.Data) + len(l.Extensions) + entryOverhead
 	if c.logs == nil {
 		c.logs = map[cacheKey]*raft.Log{}
 	}

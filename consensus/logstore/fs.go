@@ -33,9 +33,12 @@ type File interface {
 // osFS is a real directory.
 type osFS struct{ dir string }
 
-// OpenFS makes the directory if it is not there.
+// OpenFS makes the directory, durably, if it is not there.
 func OpenFS(dir string) (FS, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := SyncDir(filepath.Dir(dir)); err != nil {
 		return nil, err
 	}
 	return osFS{dir}, nil

@@ -205,7 +205,7 @@ func (g *group) placedLocked(o op, at place) {
 	}
 	g.entries = append(g.entries, at)
 	s.useLocked(at)
-	s.cache.put(g, o.log, int(at.size))
+	s.cache.put(g, o.log)
 	if g.queued == o.index {
 		g.queued = 0
 	}

@@ -50,10 +50,8 @@ func (s *Shared) recover() error {
 		// The last segment is not written on: after a torn write records may lie there that look valid and were never acknowledged. The seal says
 		// where it ends.
 		next = s.segments[n-1].seq + 1
-		if !p.sealed {
-			if err := s.sealAt(s.segments[n-1], p.end); err != nil {
-				return err
-			}
+		if err := s.sealAt(s.segments[n-1], p.end, p.sealed); err != nil {
+			return err
 		}
 	}
 	return s.begin(next)
@@ -74,7 +72,14 @@ func (s *Shared) replay(oldest uint64) (*replay, error) {
 				return nil, dc.Errorf(dc.Corrupt, "open", "write-ahead log", "%s: %w", segmentName(seq), err)
 			}
 		}
-		if end == 0 { // let go, or begun and never written
+		if seq >= oldest && end == 0 {
+			// Begun, and no batch is whole. The number is used again, so the file must not be: parts of that batch would count as this segment's.
+			if err := s.cfg.FS.Remove(segmentName(seq)); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if end == 0 { // let go
 			if err := s.cfg.FS.Rename(segmentName(seq), spareName(seq)); err != nil {
 				return nil, err
 			}
@@ -201,13 +206,20 @@ func (s *Shared) contiguous(oldest uint64) error {
 	return nil
 }
 
-func (s *Shared) sealAt(seg *part, end int64) error {
-	b := record{kind: kindSeal}.append(nil)
-	sealRecord(b, salt(seg.seq))
-	if _, err := seg.file.WriteAt(b, end); err != nil {
-		return err
+// sealAt ends a segment, unless it was sealed, and makes it durable. What was read from it, its seal too, may be in the kernel's memory only, if the
+// process was killed before its fsync; the next segment must not reach the disk before it.
+func (s *Shared) sealAt(seg *part, end int64, sealed bool) error {
+	if !sealed {
+		b := record{kind: kindSeal}.append(nil)
+		sealRecord(b, salt(seg.seq))
+		if _, err := seg.file.WriteAt(b, end); err != nil {
+			return fmt.Errorf("%s: seal at %d: %w", seg.name, end, err)
+		}
 	}
-	return seg.file.Sync()
+	if err := seg.file.Sync(); err != nil {
+		return fmt.Errorf("%s: sync: %w", seg.name, err)
+	}
+	return nil
 }
 
 // replay gathers what the records say.

@@ -31,7 +31,7 @@ const (
 	defaultCacheBytes   = 16 * dc.MiB
 	growBytes           = 1 * dc.MiB // a new file is filled with zeros so far ahead: writing over them costs one seek, growing two
 	maxSpares           = 2          // files kept for reuse
-	// Segments before the last keepSegments are emptied when less than a quarter of them is needed: what is needed moves to the end.
+	// Segments before the last keepSegments are emptied when little of them is needed: what is needed moves to the end.
 	keepSegments = 2
 )
 
@@ -243,7 +243,11 @@ func (s *Shared) run() {
 	s.next = nil
 	s.mu.Unlock()
 	if b != nil {
-		s.publish(b, errors.Join(s.err, s.write(b)))
+		err := s.err
+		if err == nil { // nothing is written to a disk that failed
+			err = s.write(b)
+		}
+		s.publish(b, err)
 	}
 }
 
@@ -426,12 +430,25 @@ func (s *Shared) retire(seg *part) {
 	}
 }
 
-// move writes again what is needed of the oldest segment if that is little, so that it can go. A group that never truncates its log would pin every
+// worthMovingLocked tells whether the oldest segment is to be emptied: little of it is needed, or, of all segments together, so little that the files
+// take more than three times that. Without the second a group that needs more than a little of one segment would pin all that follow.
+func (s *Shared) worthMovingLocked(old *part) bool {
+	if old.used <= s.cfg.SegmentBytes/4 {
+		return true
+	}
+	var used int64
+	for _, seg := range s.segments {
+		used += seg.used
+	}
+	return int64(len(s.segments)-keepSegments-2)*s.cfg.SegmentBytes > 3*used
+}
+
+// move writes again what is needed of the oldest segment if it is worth that, so that it can go. A group that never truncates its log would pin every
 // segment otherwise. Only the writer calls it.
 func (s *Shared) move() {
 	s.mu.Lock()
 	old := s.segments[0]
-	if len(s.segments) <= keepSegments || old.live == 0 || old.used > s.cfg.SegmentBytes/4 || old.stays || s.err != nil || s.closed {
+	if len(s.segments) <= keepSegments || old.live == 0 || !s.worthMovingLocked(old) || old.stays || s.err != nil || s.closed {
 		s.mu.Unlock()
 		return
 	}
@@ -442,13 +459,15 @@ func (s *Shared) move() {
 		rec   record
 	}
 	var entries []live
+	chunk := s.cfg.SegmentBytes / 4 // what is left goes after the next batch
 	for _, g := range s.groups {
 		if g.state.seg == old {
 			// What the group's state is now, which may be later than what lies there: the copy comes after all that was written of it.
 			s.addLocked(record{kind: kindState, group: g.id, payload: g.rec.encode()}, op{kind: kindState, group: g})
 		}
 		for i, p := range g.entries {
-			if p.seg == old {
+			if p.seg == old && chunk > 0 {
+				chunk -= int64(p.size)
 				entries = append(entries, live{group: g, index: g.first + uint64(i), at: p})
 			}
 		}
