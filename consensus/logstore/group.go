@@ -41,6 +41,20 @@ func (*group) Close() error { return nil }
 // Stalled is how long the log's write under way has taken.
 func (g *group) Stalled() time.Duration { return g.shared.Stalled() }
 
+// usableLocked tells why the group cannot be written. After Drop it cannot: what a replica that ends late still writes would be found by the next
+// replica of the group as its own log.
+func (g *group) usableLocked() error {
+	switch {
+	case g.shared.err != nil:
+		return g.shared.err
+	case g.shared.closed:
+		return errClosed
+	case g.shared.groups[g.id] != g:
+		return errDropped
+	}
+	return nil
+}
+
 func (g *group) lastLocked() uint64 {
 	if len(g.entries) == 0 {
 		return 0
@@ -143,12 +157,9 @@ func (g *group) enqueue(records []record, logs []*raft.Log) (*batch, error) {
 	}
 	for {
 		s.mu.Lock()
-		if s.err != nil || s.closed {
-			defer s.mu.Unlock()
-			if s.err != nil {
-				return nil, s.err
-			}
-			return nil, errClosed
+		if err := g.usableLocked(); err != nil {
+			s.mu.Unlock()
+			return nil, err
 		}
 		if full := s.next; full != nil && int64(len(full.buf)+size) > s.cfg.SegmentBytes/2 {
 			s.mu.Unlock()
@@ -218,12 +229,9 @@ func (g *group) DeleteRange(first, last uint64) error {
 	s.mu.Lock()
 	have, end := g.first, g.lastLocked()
 	last = min(last, end)
-	if s.err != nil || s.closed || len(g.entries) == 0 || first > last || last < have {
-		defer s.mu.Unlock()
-		if s.closed {
-			return errClosed
-		}
-		return s.err
+	if err := g.usableLocked(); err != nil || len(g.entries) == 0 || first > last || last < have {
+		s.mu.Unlock()
+		return err
 	}
 	var r record
 	switch {
@@ -283,12 +291,9 @@ func (g *group) GetCommitIndex() (uint64, error) {
 func (g *group) write(rec voteRecord) error {
 	s := g.shared
 	s.mu.Lock()
-	if s.err != nil || s.closed {
-		defer s.mu.Unlock()
-		if s.err != nil {
-			return s.err
-		}
-		return errClosed
+	if err := g.usableLocked(); err != nil {
+		s.mu.Unlock()
+		return err
 	}
 	g.rec = rec
 	b := s.addLocked(record{kind: kindState, group: g.id, payload: rec.encode()}, op{kind: kindState, group: g})

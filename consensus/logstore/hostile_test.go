@@ -210,3 +210,27 @@ func TestARecycledSegmentsPastIsNotRead(t *testing.T) {
 		t.Errorf("no file waits to be used again: %v", names)
 	}
 }
+
+// A replica that ends after its group was dropped must not leave anything for the next replica of that group.
+func TestADroppedGroupTakesNoMoreWrites(t *testing.T) {
+	disk := simdisk.New()
+	s := openShared(t, disk)
+	old := s.Open(1)
+	if err := errors.Join(old.StoreLog(&raft.Log{Index: 1, Term: 1, Data: []byte("old")}), s.Drop(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.StoreLog(&raft.Log{Index: 2, Term: 1}); err == nil {
+		t.Error("a dropped group takes an entry")
+	}
+	if err := old.SetUint64([]byte("CurrentTerm"), 9); err == nil {
+		t.Error("a dropped group takes a term")
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openShared(t, disk)
+	defer s.Close()
+	if err := newWant().check(s.Open(1)); err != nil {
+		t.Error(err)
+	}
+}

@@ -137,7 +137,7 @@ func (s *Shared) groupLocked(id dc.GroupID) *group {
 	return g
 }
 
-// Drop forgets a group: its entries and its vote. It returns when that is durable. The group's Store must not be used any more.
+// Drop forgets a group: its entries and its vote. It returns when that is durable. The group's Store takes no more writes.
 func (s *Shared) Drop(id dc.GroupID) error {
 	s.mu.Lock()
 	g := s.groups[id]
@@ -182,7 +182,10 @@ func (s *Shared) Close() error {
 	return err
 }
 
-var errClosed = errors.New("the log is closed")
+var (
+	errClosed  = errors.New("the log is closed")
+	errDropped = errors.New("the group was dropped from the log")
+)
 
 // addLocked adds a record to the next batch.
 func (s *Shared) addLocked(r record, o op) *batch {

@@ -136,6 +136,12 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 		return dc.Errorf(dc.Unavailable, "open replica", rec.Name, "this node is shutting down")
 	}
 	m := newMember(g, kind, r.path(g))
+	// A destruction that could not be finished must be before the new replica begins: the next start would finish it on that one's log.
+	if _, err := os.Stat(m.dir + goneMark); err == nil {
+		if err := r.remove(g, m.dir+goneMark); err != nil {
+			return err
+		}
+	}
 	if !small[rec.Kind] {
 		m.grow = func() error { return r.grow(g) }
 	}
