@@ -61,7 +61,12 @@ func (j *journal) Applied() dc.Index { j.mu.Lock(); defer j.mu.Unlock(); return 
 func (j *journal) Clock() int64      { j.mu.Lock(); defer j.mu.Unlock(); return j.State.Clock }
 func (j *journal) Checkpoint() error { return nil }
 
-func (j *journal) WriteSnapshot(_ context.Context, w io.Writer) error {
+func (j *journal) SnapshotFormat() uint32 { return 3 }
+
+func (j *journal) WriteSnapshot(_ context.Context, format uint32, w io.Writer) error {
+	if format != 3 {
+		return fmt.Errorf("format %d is asked for", format)
+	}
 	j.mu.Lock()
 	b, err := json.Marshal(j.State)
 	j.mu.Unlock()

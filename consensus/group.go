@@ -368,6 +368,6 @@ func (r replica) Durable(ctx context.Context, index uint64) error {
 	return r.g.store.durable(ctx, index)
 }
 
-func (r replica) WriteSnapshot(ctx context.Context, w io.Writer) error {
-	return r.g.cfg.Machine.WriteSnapshot(ctx, w)
+func (r replica) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
+	return r.g.cfg.Machine.WriteSnapshot(ctx, format, w)
 }

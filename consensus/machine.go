@@ -34,8 +34,11 @@ type StateMachine interface {
 	Clock() int64
 	// Checkpoint returns when everything applied before the call is on stable storage.
 	Checkpoint() error
-	// WriteSnapshot streams the state as of some applied index at or after the call to a follower that pulls it.
-	WriteSnapshot(ctx context.Context, w io.Writer) error
+	// WriteSnapshot streams the state as of some applied index at or after the call to a follower that pulls it. format is what that
+	// follower gave as SnapshotFormat; zero is one of an earlier version.
+	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
+	// SnapshotFormat is the highest format of such a stream that Restore reads.
+	SnapshotFormat() uint32
 	// Restore replaces the whole state by such a stream; a crash at any step leaves the old or the new state, never a mixture.
 	Restore(ctx context.Context, r io.Reader) error
 }

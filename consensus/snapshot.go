@@ -230,7 +230,7 @@ func (g *Group) pull(n dc.NodeID, m manifest) error {
 	}
 	ctx, cancel := context.WithCancel(g.ctx)
 	defer cancel()
-	r, err := g.host.transport.Pull(ctx, n, g.cfg.ID)
+	r, err := g.host.transport.Pull(ctx, n, g.cfg.ID, g.cfg.Machine.SnapshotFormat())
 	if err != nil {
 		return err
 	}

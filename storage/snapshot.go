@@ -2,7 +2,6 @@ package storage
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -10,44 +9,117 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
 
 	"missingos/srv/dc"
 )
 
-// A snapshot stream is the magic, then frames: length of the payload before compression, length after, CRC-32C of the compressed
-// bytes (each four bytes, big endian), the payload compressed with s2. A payload begins with a byte that says what it is:
+// A snapshot stream is the magic of its format, then frames: length of the payload before compression, length after, CRC-32C of the
+// compressed bytes (each four bytes, big endian), the compressed payload. A payload begins with a byte that says what it is:
 //
 //	h  index, term, clock: the first frame
 //	r  rows in key order: key, Badger's user meta byte, value (large values as their chunks)
 //	e  the number of rows: the last frame
 //
 // Without the last frame a stream is cut short and refused. The shard's applied mark is not a row of the stream: it is local.
+//
+// The formats differ in the compression: s2 in format 1, zstd in format 2. A receiver says which it reads; one of an earlier version
+// says nothing, which means 1.
 const (
-	snapshotMagic  = "dcsnap1\n"
 	frameBytes     = 256 * dc.KiB // about; a frame ends with the row that reaches it
 	maxFrameBytes  = 2 * dc.MiB
+	maxPackedBytes = maxFrameBytes + maxFrameBytes/4
 	frameHeaderLen = 12
 )
 
+// SnapshotFormat is the highest format of a snapshot stream that [Shard.Restore] reads.
+const SnapshotFormat = 2
+
+// snapshotMagic begins a stream of a format; all are of one length.
+func snapshotMagic(format int) string { return fmt.Sprintf("dcsnap%d\n", format) }
+
+// A packer compresses the payloads of one stream.
+type packer interface {
+	// pack returns the compressed payload, in buf if it fits.
+	pack(buf, payload []byte) []byte
+	// unpack is its inverse; it fails if the result is not of size bytes.
+	unpack(packed []byte, size int) ([]byte, error)
+}
+
+// newPacker makes the packer of a format, 1 or 2.
+func newPacker(format int) packer {
+	if format == 1 {
+		return s2Packer{}
+	}
+	return zstdPacker{}
+}
+
+type s2Packer struct{}
+
+func (s2Packer) pack(buf, payload []byte) []byte { return s2.Encode(buf[:cap(buf)], payload) }
+
+func (s2Packer) unpack(packed []byte, size int) ([]byte, error) {
+	if n, err := s2.DecodedLen(packed); err != nil || n != size {
+		return nil, fmt.Errorf("the length is %d, not %d", n, size)
+	}
+	return s2.Decode(nil, packed)
+}
+
+// zstdPacker's encoder and decoder are made once and used by all streams of the process, one frame at a time each.
+type zstdPacker struct{}
+
+var (
+	zstdEncoder = sync.OnceValue(func() *zstd.Encoder {
+		e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(zstdFrames), zstd.WithWindowSize(frameBytes), zstd.WithEncoderCRC(false), zstd.WithEncoderLevel(zstd.SpeedFastest))
+		if err != nil {
+			panic(err) // the options are constants
+		}
+		return e
+	})
+	zstdDecoder = sync.OnceValue(func() *zstd.Decoder {
+		d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(zstdFrames), zstd.WithDecoderMaxMemory(maxFrameBytes), zstd.WithDecoderMaxWindow(maxFrameBytes))
+		if err != nil {
+			panic(err)
+		}
+		return d
+	})
+)
+
+// zstdFrames is how many frames are packed or unpacked at a time; more wait.
+const zstdFrames = 2
+
+func (zstdPacker) pack(buf, payload []byte) []byte { return zstdEncoder().EncodeAll(payload, buf[:0]) }
+
+func (zstdPacker) unpack(packed []byte, size int) ([]byte, error) {
+	b, err := zstdDecoder().DecodeAll(packed, make([]byte, 0, size))
+	if err == nil && len(b) != size {
+		err = fmt.Errorf("the length is %d, not %d", len(b), size)
+	}
+	return b, err
+}
+
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteSnapshot writes the state as it is to w and returns where in the log that is. Entries are applied meanwhile.
-func (s *Shard) WriteSnapshot(ctx context.Context, w io.Writer) (Mark, error) {
+// WriteSnapshot writes the state as it is to w and returns where in the log that is. Entries are applied meanwhile. format is the highest
+// that the receiver reads; a higher one than [SnapshotFormat] means that.
+func (s *Shard) WriteSnapshot(ctx context.Context, format int, w io.Writer) (Mark, error) {
 	p, err := s.Pin()
 	if err != nil {
 		return Mark{}, err
 	}
 	defer p.Release()
-	return p.Mark, p.WriteSnapshot(ctx, w)
+	return p.Mark, p.WriteSnapshot(ctx, format, w)
 }
 
 // WriteSnapshot writes the pinned state to w.
-func (p *Pinned) WriteSnapshot(ctx context.Context, w io.Writer) error {
-	f := frames{w: bufio.NewWriterSize(w, 64*dc.KiB)}
-	if _, err := f.w.WriteString(snapshotMagic); err != nil {
+func (p *Pinned) WriteSnapshot(ctx context.Context, format int, w io.Writer) error {
+	format = min(max(format, 1), SnapshotFormat)
+	f := frames{w: bufio.NewWriterSize(w, 64*dc.KiB), packer: newPacker(format)}
+	if _, err := f.w.WriteString(snapshotMagic(format)); err != nil {
 		return dc.Wrap(err, "storage.snapshot", "")
 	}
 	head := binary.AppendUvarint([]byte{'h'}, uint64(p.Index))
@@ -121,116 +193,21 @@ func (s *Shard) Hash() ([sha256.Size]byte, error) {
 
 // frames writes frames; the first error stays.
 type frames struct {
-	w   *bufio.Writer
-	buf []byte
-	err error
+	w      *bufio.Writer
+	packer packer
+	buf    []byte
+	err    error
 }
 
 func (f *frames) write(payload []byte) {
 	if f.err != nil {
 		return
 	}
-	if need := s2.MaxEncodedLen(len(payload)); cap(f.buf) < need {
-		f.buf = make([]byte, need)
-	}
-	packed := s2.Encode(f.buf[:cap(f.buf)], payload)
+	f.buf = f.packer.pack(f.buf, payload)
 	head := binary.BigEndian.AppendUint32(make([]byte, 0, frameHeaderLen), uint32(len(payload)))
-	head = binary.BigEndian.AppendUint32(head, uint32(len(packed)))
-	head = binary.BigEndian.AppendUint32(head, crc32.Checksum(packed, castagnoli))
+	head = binary.BigEndian.AppendUint32(head, uint32(len(f.buf)))
+	head = binary.BigEndian.AppendUint32(head, crc32.Checksum(f.buf, castagnoli))
 	_, err1 := f.w.Write(head)
-	_, err2 := f.w.Write(packed)
+	_, err2 := f.w.Write(f.buf)
 	f.err = errors.Join(err1, err2)
 }
-
-// A snapshotReader reads a stream and trusts nothing in it.
-type snapshotReader struct {
-	r       *bufio.Reader
-	mark    Mark
-	clock   int64
-	packed  []byte
-	payload []byte
-	rows    uint64
-	lastKey []byte
-}
-
-func openSnapshot(r io.Reader) (*snapshotReader, error) {
-	sr := &snapshotReader{r: bufio.NewReaderSize(r, 64*dc.KiB)}
-	magic := make([]byte, len(snapshotMagic))
-	if _, err := io.ReadFull(sr.r, magic); err != nil || string(magic) != snapshotMagic {
-		return nil, dc.Errorf(dc.Corrupt, "", "", "not a snapshot stream, or of an unknown version: it begins with %q", magic)
-	}
-	kind, d, err := sr.frame()
-	if err != nil {
-		return nil, err
-	}
-	sr.mark = Mark{dc.Index(d.uvarint()), dc.Term(d.uvarint())}
-	if sr.clock = d.varint(); kind != 'h' || d.bad || len(d.b) > 0 {
-		return nil, dc.Errorf(dc.Corrupt, "", "", "the head of the snapshot stream does not decode")
-	}
-	return sr, nil
-}
-
-// frame reads one frame. What it returns is valid until the next call.
-func (sr *snapshotReader) frame() (kind byte, d decoder, err error) {
-	var head [frameHeaderLen]byte
-	if _, err := io.ReadFull(sr.r, head[:]); err != nil {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "the snapshot stream is cut short after %d rows: %w", sr.rows, err)
-	}
-	size, packed := binary.BigEndian.Uint32(head[:]), binary.BigEndian.Uint32(head[4:])
-	if size == 0 || size > maxFrameBytes || packed > uint32(s2.MaxEncodedLen(maxFrameBytes)) {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "the snapshot stream has a frame of %d bytes after %d rows", size, sr.rows)
-	}
-	sr.packed = append(sr.packed[:0], make([]byte, packed)...)
-	if _, err := io.ReadFull(sr.r, sr.packed); err != nil {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "the snapshot stream is cut short after %d rows: %w", sr.rows, err)
-	}
-	if crc32.Checksum(sr.packed, castagnoli) != binary.BigEndian.Uint32(head[8:]) {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "a frame of the snapshot stream does not match its checksum after %d rows", sr.rows)
-	}
-	if n, err := s2.DecodedLen(sr.packed); err != nil || n != int(size) {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "a frame of the snapshot stream has the wrong length after %d rows", sr.rows)
-	}
-	// A new buffer for each frame: rows are handed on as parts of it.
-	if sr.payload, err = s2.Decode(nil, sr.packed); err != nil {
-		return 0, d, dc.Errorf(dc.Corrupt, "", "", "a frame of the snapshot stream does not unpack after %d rows: %w", sr.rows, err)
-	}
-	return sr.payload[0], decoder{b: sr.payload[1:]}, nil
-}
-
-// next returns the rows of the next frame; done after the last, when their number is right.
-func (sr *snapshotReader) next() (rows []physicalRow, done bool, err error) {
-	kind, d, err := sr.frame()
-	if err != nil {
-		return nil, false, err
-	}
-	if kind == 'e' {
-		if n := d.uvarint(); d.bad || n != sr.rows {
-			return nil, false, dc.Errorf(dc.Corrupt, "", "", "the snapshot stream has %d rows and says it should have %d", sr.rows, n)
-		}
-		return nil, true, nil
-	}
-	if kind != 'r' {
-		return nil, false, dc.Errorf(dc.Corrupt, "", "", "the snapshot stream has a frame of an unknown kind %q", kind)
-	}
-	for len(d.b) > 0 {
-		row := physicalRow{key: d.bytes()}
-		if meta := d.take(1); meta != nil {
-			row.meta = meta[0]
-		}
-		row.value = d.bytes()
-		if d.bad || len(row.key) == 0 || bytes.Compare(row.key, sr.lastKey) <= 0 {
-			return nil, false, dc.Errorf(dc.Corrupt, "", "", "a row of the snapshot stream does not decode after %d rows", sr.rows)
-		}
-		sr.lastKey = row.key
-		sr.rows++
-		rows = append(rows, row)
-	}
-	return rows, false, nil
-}
-
-type physicalRow struct {
-	key, value []byte
-	meta       byte
-}
-
-func (r physicalRow) String() string { return fmt.Sprintf("%q %d %q", r.key, r.meta, r.value) }

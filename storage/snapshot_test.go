@@ -13,7 +13,7 @@ import (
 func snapshotOf(t testing.TB, s *Shard) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if _, err := s.WriteSnapshot(t.Context(), &b); err != nil {
+	if _, err := s.WriteSnapshot(t.Context(), SnapshotFormat, &b); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

@@ -1036,6 +1036,7 @@ type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
 	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	Format        uint32                 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"` // the highest of the state machine's formats that the receiver reads; receivers of an earlier version do not say
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1080,6 +1081,13 @@ func (x *PullRequest) GetFrom() uint64 {
 func (x *PullRequest) GetGroup() uint64 {
 	if x != nil {
 		return x.Group
+	}
+	return 0
+}
+
+func (x *PullRequest) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
 	}
 	return 0
 }
@@ -1212,10 +1220,11 @@ const file_raft_proto_rawDesc = "" +
 	"\aapplied\x18\x01 \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"7\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\"O\n" +
 	"\vPullRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
-	"\x05group\x18\x02 \x01(\x04R\x05group\"\x1f\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\rR\x06format\"\x1f\n" +
 	"\tPullChunk\x12\x12\n" +
 	"\x04data\x18\x01 \x01(\fR\x04data2\x96\x04\n" +
 	"\x04Raft\x12<\n" +

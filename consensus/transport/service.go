@@ -167,7 +167,7 @@ func (s service) Pull(r *PullRequest, out grpc.ServerStreamingServer[PullChunk])
 	if err != nil {
 		return err
 	}
-	return l.replica.WriteSnapshot(out.Context(), chunkWriter{out})
+	return l.replica.WriteSnapshot(out.Context(), r.Format, chunkWriter{out})
 }
 
 type chunkWriter struct {

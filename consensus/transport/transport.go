@@ -49,8 +49,8 @@ type Replica interface {
 	Progress() (applied, last uint64)
 	// Durable waits until what the replica has of the log up to index is on its disk; it may have taken more into memory.
 	Durable(ctx context.Context, index uint64) error
-	// WriteSnapshot streams the replica's state.
-	WriteSnapshot(ctx context.Context, w io.Writer) error
+	// WriteSnapshot streams the replica's state to a receiver that reads formats up to the given one; zero is a receiver of an earlier version.
+	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
 }
 
 // Transport is a node's end of all connections.
@@ -108,14 +108,14 @@ func (t *Transport) Progress(ctx context.Context, n dc.NodeID, g dc.GroupID) (*P
 	return c.Progress(ctx, &ProgressRequest{From: uint64(t.cfg.Node), Group: uint64(g)})
 }
 
-// Pull opens the state of n's replica of g as a stream. Reading fails when nothing arrives for a while; Close gives it up.
-func (t *Transport) Pull(ctx context.Context, n dc.NodeID, g dc.GroupID) (io.ReadCloser, error) {
+// Pull opens the state of n's replica of g as a stream; format is the highest of the state machine's formats that the caller reads. Reading fails when nothing arrives for a while; Close gives it up.
+func (t *Transport) Pull(ctx context.Context, n dc.NodeID, g dc.GroupID, format uint32) (io.ReadCloser, error) {
 	c, err := t.client(n)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.Pull(ctx, &PullRequest{From: uint64(t.cfg.Node), Group: uint64(g)})
+	stream, err := c.Pull(ctx, &PullRequest{From: uint64(t.cfg.Node), Group: uint64(g), Format: format})
 	if err != nil {
 		cancel()
 		return nil, err

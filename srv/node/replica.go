@@ -105,10 +105,13 @@ func (s stateMachine) Clock() int64 { return s.shard.Clock() }
 func (s stateMachine) Checkpoint() error { return s.shard.Checkpoint() }
 
 // WriteSnapshot implements consensus.StateMachine.
-func (s stateMachine) WriteSnapshot(ctx context.Context, w io.Writer) error {
-	_, err := s.shard.WriteSnapshot(ctx, w)
+func (s stateMachine) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
+	_, err := s.shard.WriteSnapshot(ctx, int(format), w)
 	return err
 }
+
+// SnapshotFormat implements consensus.StateMachine.
+func (s stateMachine) SnapshotFormat() uint32 { return storage.SnapshotFormat }
 
 // Restore implements consensus.StateMachine.
 func (s stateMachine) Restore(ctx context.Context, r io.Reader) error { return s.shard.Restore(ctx, r) }

@@ -112,7 +112,9 @@ func (s *state) Checkpoint() error {
 	})
 }
 
-func (s *state) WriteSnapshot(_ context.Context, w io.Writer) error {
+func (s *state) SnapshotFormat() uint32 { return 1 }
+
+func (s *state) WriteSnapshot(_ context.Context, _ uint32, w io.Writer) error {
 	s.mu.Lock()
 	kept := s.entries[:len(s.entries):len(s.entries)]
 	s.mu.Unlock()
