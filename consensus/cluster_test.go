@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -63,19 +62,24 @@ func (j *journal) Checkpoint() error { return nil }
 
 func (j *journal) SnapshotFormat() uint32 { return 3 }
 
-func (j *journal) WriteSnapshot(_ context.Context, format uint32, w io.Writer) error {
+func (j *journal) Hold() (HeldState, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b, err := json.Marshal(j.State)
+	return heldJournal(b), err
+}
+
+type heldJournal []byte
+
+func (h heldJournal) WriteSnapshot(_ context.Context, format uint32, w io.Writer) error {
 	if format != 3 {
 		return fmt.Errorf("format %d is asked for", format)
 	}
-	j.mu.Lock()
-	b, err := json.Marshal(j.State)
-	j.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, bytes.NewReader(b))
+	_, err := w.Write(h)
 	return err
 }
+
+func (heldJournal) Release() {}
 
 func (j *journal) Restore(_ context.Context, r io.Reader) error {
 	var s journalState

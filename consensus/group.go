@@ -52,7 +52,8 @@ type Group struct {
 	wg      sync.WaitGroup
 
 	silent, fatalStall atomic.Bool // what the watchdog has done
-	urgent             bool        // Raft has the short timeout; the host's watch only
+	tuned              tuning      // what Raft is set to; the host's watch only
+	holds              holds
 
 	mu     sync.Mutex
 	lead   leadership
@@ -66,7 +67,8 @@ type leadership struct {
 }
 
 func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
-	g := &Group{cfg: cfg, host: h, urgent: true, started: make(chan struct{}), stopped: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
+	g := &Group{cfg: cfg, host: h, started: make(chan struct{}), stopped: make(chan struct{}), log: h.cfg.Log.With("group", cfg.ID.String())}
+	g.tuned, g.holds.life, g.holds.linger = tuning{urgent: true}, h.cfg.Timing.HoldLife, h.cfg.Timing.HoldLinger
 	g.ctx, g.cancel = context.WithCancel(context.Background())
 	var undo []func() error
 	defer func() {
@@ -305,6 +307,7 @@ func (g *Group) close(ctx context.Context, handOver bool) error {
 	}
 	g.cancel()
 	_ = g.lane.Close()
+	g.holds.close()
 	err := g.raft.Shutdown().Error()
 	close(g.stopped)
 	g.wg.Wait()
@@ -369,5 +372,5 @@ func (r replica) Durable(ctx context.Context, index uint64) error {
 }
 
 func (r replica) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
-	return r.g.cfg.Machine.WriteSnapshot(ctx, format, w)
+	return r.g.serve(ctx, format, w)
 }

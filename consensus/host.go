@@ -32,6 +32,9 @@ type HostConfig struct {
 	LogDir string
 	// OpenLog, if set, opens a group's log instead. Simulations bring their own.
 	OpenLog func(cfg logstore.Config) (logstore.Store, error)
+	// SnapshotRate is how many bytes a second the rows of snapshots may take that this node sends, of all groups together, and as many those that it
+	// receives. Zero is 32 MiB; less than zero is no limit. Less than 1 MiB makes receivers give up.
+	SnapshotRate int64
 	// VerifyLeaderReads replaces the confirmation of reads by hashicorp/raft's VerifyLeader, which is wrong (see ReadBarrier). Simulations set it to
 	// show that they would notice.
 	VerifyLeaderReads bool
@@ -49,8 +52,10 @@ type Timing struct {
 	SnapshotEvery   time.Duration
 	SnapshotEntries uint64
 	TrailingEntries uint64
-	StallSilent     time.Duration // a write that takes so long costs leadership; default 2 s
-	StallFatal      time.Duration // and so long ends the process; default 20 s
+	// A state that a replica pulls is held at most for HoldLife (default 30 min), and HoldLinger (default 1 min) after the pull.
+	HoldLife, HoldLinger time.Duration
+	StallSilent          time.Duration // a write that takes so long costs leadership; default 2 s
+	StallFatal           time.Duration // and so long ends the process; default 20 s
 }
 
 func (t Timing) withDefaults() Timing {
@@ -64,6 +69,8 @@ func (t Timing) withDefaults() Timing {
 	set(&t.Lease, t.Election)
 	set(&t.Commit, 3*time.Second)
 	set(&t.SnapshotEvery, 30*time.Second)
+	set(&t.HoldLife, 30*time.Minute)
+	set(&t.HoldLinger, time.Minute)
 	set(&t.StallSilent, 2*time.Second)
 	set(&t.StallFatal, 20*time.Second)
 	if t.SnapshotEntries == 0 {
@@ -81,6 +88,8 @@ type Host struct {
 	transport *transport.Transport
 	closing   chan struct{} // closed by Close
 	watching  sync.WaitGroup
+
+	sending, receiving throttle // of snapshots
 
 	logMu sync.Mutex       // before mu
 	wal   *logstore.Shared // nil until the first group is opened
@@ -100,8 +109,11 @@ func NewHost(cfg HostConfig) *Host {
 	if cfg.Space == nil {
 		cfg.Space = func() error { return nil }
 	}
+	if cfg.SnapshotRate == 0 {
+		cfg.SnapshotRate = defaultSnapshotRate
+	}
 	return &Host{
-		cfg: cfg, groups: map[dc.GroupID]*Group{}, closing: make(chan struct{}),
+		sending: throttle{rate: float64(cfg.SnapshotRate)}, receiving: throttle{rate: float64(cfg.SnapshotRate)}, cfg: cfg, groups: map[dc.GroupID]*Group{}, closing: make(chan struct{}),
 		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 20}),
 	}
 }

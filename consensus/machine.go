@@ -34,13 +34,22 @@ type StateMachine interface {
 	Clock() int64
 	// Checkpoint returns when everything applied before the call is on stable storage.
 	Checkpoint() error
-	// WriteSnapshot streams the state as of some applied index at or after the call to a follower that pulls it. format is what that
-	// follower gave as SnapshotFormat; zero is one of an earlier version.
-	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
-	// SnapshotFormat is the highest format of such a stream that Restore reads.
+	// Hold keeps the state as it is now, for a replica that pulls it, while later entries are applied. The caller releases it, before or after
+	// the state machine is closed.
+	Hold() (HeldState, error)
+	// SnapshotFormat is the highest format of a held state's stream that Restore reads.
 	SnapshotFormat() uint32
 	// Restore replaces the whole state by such a stream; a crash at any step leaves the old or the new state, never a mixture.
 	Restore(ctx context.Context, r io.Reader) error
+}
+
+// A HeldState is a state machine's state after some entry.
+type HeldState interface {
+	// WriteSnapshot streams it to a replica that pulls it, in the highest format that this replica and that one know; zero is a replica of
+	// the version before there were formats. It blocks as w does.
+	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
+	// Release lets it go. A stream that is being written fails then, or ends whole.
+	Release()
 }
 
 // entryVersion is the first byte of every entry; a replica that meets another one stops.

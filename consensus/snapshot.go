@@ -235,5 +235,5 @@ func (g *Group) pull(n dc.NodeID, m manifest) error {
 		return err
 	}
 	defer r.Close()
-	return g.cfg.Machine.Restore(ctx, r)
+	return g.cfg.Machine.Restore(ctx, slowReader{ctx, &g.host.receiving, r})
 }

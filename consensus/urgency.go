@@ -11,24 +11,34 @@ import (
 // followers whose leader has said nothing for Timing.Election. Those get the short timeout, at which Raft stands for election at once, and
 // keep it until they have a leader that speaks.
 
-// lookForSilence chooses between the two timeouts. It is called by the host's watch only.
-func (g *Group) lookForSilence() {
+// A tuning is what Raft's settings depend on.
+type tuning struct {
+	urgent bool // there is no leader that speaks
+	held   bool // a state is held for a replica that pulls it: the log should reach back to it
+}
+
+// tune chooses Raft's settings, and lets held states go whose time is over. It is called by the host's watch only.
+func (g *Group) tune() {
 	t := g.host.cfg.Timing
-	urgent := g.raft.State() != raft.Leader
+	now := tuning{urgent: g.raft.State() != raft.Leader, held: g.holds.sweep(time.Now())}
 	if leader, _ := g.Leader(); leader != 0 && time.Since(g.raft.LastContact()) <= t.Election {
-		urgent = false
+		now.urgent = false
 	}
-	if urgent == g.urgent {
+	if now == g.tuned {
 		return
 	}
 	c := g.raft.ReloadableConfig()
 	c.HeartbeatTimeout, c.ElectionTimeout = t.Heartbeat, t.Heartbeat // Raft wants the second no shorter than the first
-	if urgent {
+	if now.urgent {
 		c.HeartbeatTimeout, c.ElectionTimeout = t.Election, t.Election
+	}
+	c.SnapshotThreshold = t.SnapshotEntries
+	if now.held {
+		c.SnapshotThreshold *= heldSnapshotFactor
 	}
 	if err := g.raft.ReloadConfig(c); err != nil {
 		g.log.Error("timeouts are as they were", "err", err)
 		return
 	}
-	g.urgent = urgent
+	g.tuned = now
 }

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// watch looks after all groups of a host, until the host closes: for disks that hang, and for leaders that have fallen silent (urgency.go).
+// watch looks after all groups of a host, until the host closes: for disks that hang, for leaders that have fallen
+// silent (urgency.go), and for held states whose time is over (serve.go).
 //
 // A disk hangs if a write of a log or an apply does not end. Raft's heartbeats come from goroutines of their own, so
 // a leader with a hung disk would stay leader for ever and every write with it. After Timing.StallSilent the group's lane goes silent, so the others
@@ -28,7 +29,7 @@ func (h *Host) watch() {
 		}
 		for _, g := range h.Groups() {
 			g.lookForStall()
-			g.lookForSilence()
+			g.tune()
 		}
 	}
 }

@@ -57,11 +57,7 @@ func (s *Shard) Checkpoint() error {
 		return nil // a snapshot has replaced the state meanwhile, and is durable
 	}
 	s.durable = p.Mark
-	oldest := p.Index
-	for pinned := range p.gen.pins {
-		oldest = min(oldest, pinned)
-	}
-	p.gen.db.SetDiscardTs(uint64(oldest))
+	p.gen.db.SetDiscardTs(p.gen.discardableLocked(p.Index))
 	return nil
 }
 

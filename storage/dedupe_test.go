@@ -215,7 +215,7 @@ func pages(t *testing.T, s *Shard) (n int) {
 		t.Fatal(err)
 	}
 	defer p.Release()
-	_ = p.physical(func(key []byte, _ byte, _ []byte) error {
+	_ = p.gen.physical(p.Index, nil, func(key []byte, _ byte, _ []byte) error {
 		if string(key[:2]) == pagePrefix {
 			n++
 		}

@@ -177,6 +177,21 @@ func (g *generation) unrefLocked() {
 	}()
 }
 
+// unpinLocked takes back one pin of a version.
+func (g *generation) unpinLocked(at dc.Index) {
+	if g.pins[at]--; g.pins[at] == 0 {
+		delete(g.pins, at)
+	}
+}
+
+// discardableLocked is the version up to which old ones may go, when everything up to durable is on stable storage.
+func (g *generation) discardableLocked(durable dc.Index) uint64 {
+	for pinned := range g.pins {
+		durable = min(durable, pinned)
+	}
+	return uint64(durable)
+}
+
 // write commits the rows of over at one version, in as many Badger transactions as it takes; the applied mark comes with
 // the last one. Until the shard moves its applied index nothing of it is seen.
 func (g *generation) write(over *overlay, m Mark, clock int64, boot string) error {

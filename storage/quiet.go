@@ -132,7 +132,9 @@ func (s *Shard) reopen(awake bool, wait time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("reopen: %w", err)
 	}
-	db.SetDiscardTs(uint64(s.Durable().Index))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	db.SetDiscardTs(g.discardableLocked(s.durable.Index))
 	g.db, g.awake = db, awake
 	return nil
 }

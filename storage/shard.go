@@ -294,9 +294,7 @@ func (p *Pinned) Release() {
 	p.once.Do(func() {
 		p.shard.mu.Lock()
 		defer p.shard.mu.Unlock()
-		if p.gen.pins[p.Index]--; p.gen.pins[p.Index] == 0 {
-			delete(p.gen.pins, p.Index)
-		}
+		p.gen.unpinLocked(p.Index)
 		p.gen.unrefLocked()
 		p.shard.free.Broadcast()
 	})

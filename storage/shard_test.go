@@ -81,7 +81,7 @@ func TestLargeValuesAreSplitAndShrink(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Release()
-	_ = p.physical(func(key []byte, _ byte, value []byte) error { rows[string(key[:2])] += len(value); return nil })
+	_ = p.gen.physical(p.Index, nil, func(key []byte, _ byte, value []byte) error { rows[string(key[:2])] += len(value); return nil })
 	if len(rows) != 2 || rows[chunkPrefix] != 700000 {
 		t.Errorf("rows left: %v", rows)
 	}

@@ -2,16 +2,13 @@ package storage
 
 import (
 	"bufio"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
 	"sync"
 
-	"github.com/dgraph-io/badger/v4"
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 
@@ -104,72 +101,6 @@ func (zstdPacker) unpack(packed []byte, size int) ([]byte, error) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// WriteSnapshot writes the state as it is to w and returns where in the log that is. Entries are applied meanwhile. format is the highest
-// that the receiver reads; a higher one than [SnapshotFormat] means that.
-func (s *Shard) WriteSnapshot(ctx context.Context, format int, w io.Writer) (Mark, error) {
-	p, err := s.Pin()
-	if err != nil {
-		return Mark{}, err
-	}
-	defer p.Release()
-	return p.Mark, p.WriteSnapshot(ctx, format, w)
-}
-
-// WriteSnapshot writes the pinned state to w.
-func (p *Pinned) WriteSnapshot(ctx context.Context, format int, w io.Writer) error {
-	format = min(max(format, 1), SnapshotFormat)
-	f := frames{w: bufio.NewWriterSize(w, 64*dc.KiB), packer: newPacker(format)}
-	if _, err := f.w.WriteString(snapshotMagic(format)); err != nil {
-		return dc.Wrap(err, "storage.snapshot", "")
-	}
-	head := binary.AppendUvarint([]byte{'h'}, uint64(p.Index))
-	head = binary.AppendUvarint(head, uint64(p.Term))
-	f.write(binary.AppendVarint(head, p.Clock))
-	rows := uint64(0)
-	buf := []byte{'r'}
-	err := p.physical(func(key []byte, meta byte, value []byte) error {
-		rows++
-		buf = append(appendBytes(buf, key), meta)
-		buf = appendBytes(buf, value)
-		if len(buf) < frameBytes {
-			return nil
-		}
-		f.write(buf)
-		buf = buf[:1]
-		return errors.Join(f.err, ctx.Err())
-	})
-	if err == nil && len(buf) > 1 {
-		f.write(buf)
-	}
-	f.write(binary.AppendUvarint([]byte{'e'}, rows))
-	if err == nil {
-		err = f.err
-	}
-	if err == nil {
-		err = f.w.Flush()
-	}
-	return dc.Wrap(err, "storage.snapshot", "")
-}
-
-// physical yields the rows as they are stored, but for the applied mark, in key order.
-func (p *Pinned) physical(fn func(key []byte, meta byte, value []byte) error) error {
-	r := p.gen.reader(p.Index)
-	defer r.close()
-	var err error
-	r.items(Span{}, func(item *badger.Item) bool {
-		if string(item.Key()) == appliedKey {
-			return true
-		}
-		var inner error
-		err = item.Value(func(value []byte) error { inner = fn(item.Key(), item.UserMeta(), value); return nil })
-		if err == nil {
-			err = inner
-		}
-		return err == nil
-	})
-	return err
-}
-
 // Hash is a fingerprint of the state: replicas that have applied the same entries have the same, however they came by it.
 func (s *Shard) Hash() ([sha256.Size]byte, error) {
 	var sum [sha256.Size]byte
@@ -180,7 +111,7 @@ func (s *Shard) Hash() ([sha256.Size]byte, error) {
 	defer p.Release()
 	h := sha256.New()
 	var buf []byte
-	err = p.physical(func(key []byte, meta byte, value []byte) error {
+	err = p.gen.physical(p.Index, nil, func(key []byte, meta byte, value []byte) error {
 		buf = append(appendBytes(buf[:0], key), meta)
 		buf = binary.AppendUvarint(buf, uint64(len(value)))
 		h.Write(buf)

@@ -12,8 +12,18 @@ import (
 
 func snapshotOf(t testing.TB, s *Shard) []byte {
 	t.Helper()
+	return streamOf(t, s, SnapshotFormat)
+}
+
+func streamOf(t testing.TB, s *Shard, format int) []byte {
+	t.Helper()
+	h, err := s.Hold()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Release()
 	var b bytes.Buffer
-	if _, err := s.WriteSnapshot(t.Context(), SnapshotFormat, &b); err != nil {
+	if err := h.WriteSnapshot(t.Context(), format, &b); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()

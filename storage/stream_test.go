@@ -35,11 +35,7 @@ func TestStreamsOfTheEarlierVersion(t *testing.T) {
 	if to.Mark() != from.Mark() || mustHash(t, to) != mustHash(t, from) {
 		t.Errorf("restored %v, want %v", to.Mark(), from.Mark())
 	}
-	var b bytes.Buffer
-	if _, err := from.WriteSnapshot(t.Context(), 0, &b); err != nil { // what it asks for: it does not know of formats
-		t.Fatal(err)
-	}
-	if !bytes.Equal(b.Bytes(), old) {
+	if !bytes.Equal(streamOf(t, from, 0), old) { // 0 is what it asks for: it does not know of formats
 		t.Error("the stream for a replica of the earlier version is not the one it wrote itself")
 	}
 }
@@ -49,15 +45,12 @@ func TestFormatsOfStreams(t *testing.T) {
 	defer mustClose(t, from)
 	from.Apply(history(60, rand.New(rand.NewPCG(1, 1))))
 	for asked, want := range map[int]string{0: "dcsnap1\n", 1: "dcsnap1\n", 2: "dcsnap2\n", 99: "dcsnap2\n"} {
-		var b bytes.Buffer
-		if _, err := from.WriteSnapshot(t.Context(), asked, &b); err != nil {
-			t.Fatal(err)
-		}
-		if got := b.String()[:len(want)]; got != want {
+		b := streamOf(t, from, asked)
+		if got := string(b[:len(want)]); got != want {
 			t.Errorf("asked for format %d: got %q", asked, got)
 		}
 		to := mustOpen(t, t.TempDir(), testConfig(t))
-		if err := to.Restore(t.Context(), &b); err != nil || mustHash(t, to) != mustHash(t, from) {
+		if err := to.Restore(t.Context(), bytes.NewReader(b)); err != nil || mustHash(t, to) != mustHash(t, from) {
 			t.Errorf("format %d does not restore: %v", asked, err)
 		}
 		mustClose(t, to)

@@ -26,7 +26,7 @@ usage:
   dcd init --dir D [--listen HOST:PORT] [--name NAME] [--mount PATH]            the first node of a new cluster
   dcd join --dir D --token T [--listen HOST:PORT] [--name NAME] [--mount PATH]  a further node; the token is from "dcctl node token"
   dcd run  --dir D [--listen HOST:PORT] [--mount PATH | --no-mount] [--metrics HOST:PORT] [--reserve SIZE] [--dead-after TIME]
-           [--label KEY=VALUE]...
+           [--label KEY=VALUE]... [--snapshot-rate SIZE]
   dcd version
 
 Each flag may also be given in the environment: --listen as DCD_LISTEN, and so on. "dcd run" can be started again at any time, by a service
@@ -169,13 +169,18 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	metrics := f.String("metrics", "", "host:port for Prometheus metrics")
 	reserve := f.String("reserve", "", "bytes of the disk to leave free, such as 500M; default: 5% of it")
 	deadAfter := f.Duration("dead-after", 0, "how long a silent node keeps its replicas; default 5m")
+	rate := f.String("snapshot-rate", "", "bytes a second that state sent to replicas far behind may take, and as many received; default: 32M")
 	labels := map[string]string{}
 	f.Func("label", "KEY=VALUE[,KEY=VALUE...], may be given again: rack and zone say what fails together", func(s string) error { return parseLabels(labels, s) })
 	verbose := f.Bool("verbose", false, "log every request")
 	if err := f.parse(args); err != nil {
 		return err
 	}
-	reserveBytes, err := parseSize(*reserve)
+	reserveBytes, err := parseSize("--reserve", *reserve)
+	if err != nil {
+		return usageError{err}
+	}
+	snapshotRate, err := parseSize("--snapshot-rate", *rate)
 	if err != nil {
 		return usageError{err}
 	}
@@ -186,8 +191,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	limitMemory()
 	return node.Run(ctx, node.Config{
 		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter, Labels: labels,
-		Shim: []string{"/proc/self/exe", "shim"},
-		Log:  slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+		SnapshotRate: int64(snapshotRate),
+		Shim:         []string{"/proc/self/exe", "shim"},
+		Log:          slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	})
 }
 
@@ -203,8 +209,8 @@ func parseLabels(labels map[string]string, s string) error {
 	return nil
 }
 
-// parseSize reads a number of bytes: 4096, 64K, 500M, 2G.
-func parseSize(s string) (uint64, error) {
+// parseSize reads a flag's number of bytes: 4096, 64K, 500M, 2G.
+func parseSize(flag, s string) (uint64, error) {
 	if s == "" {
 		return 0, nil
 	}
@@ -217,7 +223,7 @@ func parseSize(s string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 64)
 	if err != nil || n == 0 || n > (1<<62)/unit {
-		return 0, fmt.Errorf("--reserve %s: want a size such as 500M or 2G", s)
+		return 0, fmt.Errorf("%s %s: want a size such as 500M or 2G", flag, s)
 	}
 	return n * unit, nil
 }

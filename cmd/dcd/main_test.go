@@ -8,12 +8,12 @@ import (
 
 func TestParseSize(t *testing.T) {
 	for in, want := range map[string]uint64{"": 0, "4096": 4096, "64K": 64 << 10, "500M": 500 << 20, "2G": 2 << 30, "1T": 1 << 40, "10MB": 10 << 20} {
-		if got, err := parseSize(in); err != nil || got != want {
+		if got, err := parseSize("--reserve", in); err != nil || got != want {
 			t.Errorf("%q: got %d, %v; want %d", in, got, err, want)
 		}
 	}
 	for _, bad := range []string{"-1", "x", "5Q", "0", "99999999T", "1.5G"} {
-		if got, err := parseSize(bad); err == nil {
+		if got, err := parseSize("--reserve", bad); err == nil {
 			t.Errorf("%q: got %d, want an error", bad, got)
 		}
 	}
@@ -32,6 +32,7 @@ func TestExitStatuses(t *testing.T) {
 		{[]string{"run", "--wings"}, 2, "wings"},
 		{[]string{"run", "extra"}, 2, "extra"},
 		{[]string{"run", "--reserve", "lots"}, 2, "lots"},
+		{[]string{"run", "--snapshot-rate", "0"}, 2, "--snapshot-rate 0"},
 		{[]string{"join", "--dir", "DIR"}, 2, "--token"},
 		{[]string{"join", "--dir", "DIR", "--token", "abc"}, 1, "no join token"},
 		{[]string{"run", "--dir", "DIR", "--no-mount"}, 1, "dcd init"},

@@ -37,6 +37,9 @@ type Config struct {
 	Metrics string
 	// ReserveBytes of the file system that holds Dir stay free: writes are refused before. 0 means 5% of it.
 	ReserveBytes uint64
+	// SnapshotRate is how many bytes a second the states may take that this node sends to replicas that are far behind, and as many those that it
+	// receives. 0 means 32 MiB; less than 0 is no limit.
+	SnapshotRate int64
 	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere: what the node that leads meta was told counts. 0 means 5 minutes.
 	DeadAfter time.Duration
 	// Labels are set on the node's record when it starts; an empty value removes one. Others, set through the tree, stay.

@@ -129,7 +129,7 @@ func (n *Node) open() (net.Listener, error) {
 	host := consensus.NewHost(consensus.HostConfig{
 		Node: n.id.Node, LogDir: filepath.Join(n.cfg.Dir, logDir),
 		Dial: func(to dc.NodeID) (grpc.ClientConnInterface, error) { return n.conns.remote(to) },
-		Peer: g.peer, Fatal: n.cfg.Fatal, Space: n.space.check, Log: n.log,
+		Peer: g.peer, Fatal: n.cfg.Fatal, Space: n.space.check, SnapshotRate: n.cfg.SnapshotRate, Log: n.log,
 	})
 	care := &membership{self: n.id.Node, directory: n.directory, meta: n.meta, log: n.log}
 	n.replicas = &replicas{

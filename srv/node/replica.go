@@ -104,10 +104,21 @@ func (s stateMachine) Clock() int64 { return s.shard.Clock() }
 // Checkpoint implements consensus.StateMachine.
 func (s stateMachine) Checkpoint() error { return s.shard.Checkpoint() }
 
-// WriteSnapshot implements consensus.StateMachine.
-func (s stateMachine) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
-	_, err := s.shard.WriteSnapshot(ctx, int(format), w)
-	return err
+// Hold implements consensus.StateMachine.
+func (s stateMachine) Hold() (consensus.HeldState, error) {
+	h, err := s.shard.Hold()
+	if err != nil {
+		return nil, err
+	}
+	return heldState{h}, nil
+}
+
+// heldState shows a held state of a shard to consensus.
+type heldState struct{ *storage.Held }
+
+// WriteSnapshot implements consensus.HeldState.
+func (h heldState) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
+	return h.Held.WriteSnapshot(ctx, int(format), w)
 }
 
 // SnapshotFormat implements consensus.StateMachine.

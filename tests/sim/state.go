@@ -114,12 +114,20 @@ func (s *state) Checkpoint() error {
 
 func (s *state) SnapshotFormat() uint32 { return 1 }
 
-func (s *state) WriteSnapshot(_ context.Context, _ uint32, w io.Writer) error {
+func (s *state) Hold() (consensus.HeldState, error) {
 	s.mu.Lock()
-	kept := s.entries[:len(s.entries):len(s.entries)]
-	s.mu.Unlock()
-	return gob.NewEncoder(w).Encode(kept)
+	defer s.mu.Unlock()
+	return held(s.entries[:len(s.entries):len(s.entries)]), nil
 }
+
+// held is what a state was made of at some time.
+type held []consensus.Entry
+
+func (h held) WriteSnapshot(_ context.Context, _ uint32, w io.Writer) error {
+	return gob.NewEncoder(w).Encode([]consensus.Entry(h))
+}
+
+func (held) Release() {}
 
 func (s *state) Restore(_ context.Context, r io.Reader) error {
 	var kept []consensus.Entry

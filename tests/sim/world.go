@@ -53,7 +53,7 @@ type process struct {
 }
 
 // timing is what nodes really use, but for snapshots, which come more often here.
-var timing = consensus.Timing{Lease: 1500 * time.Millisecond, SnapshotEvery: 2 * time.Second, SnapshotEntries: 40, TrailingEntries: 20}
+var timing = consensus.Timing{Lease: 1500 * time.Millisecond, SnapshotEvery: 2 * time.Second, SnapshotEntries: 40, TrailingEntries: 20, HoldLinger: time.Second}
 
 func nodes() []dc.NodeID {
 	var all []dc.NodeID
