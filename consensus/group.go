@@ -90,6 +90,9 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	if g.snaps, err = openSnapshots(cfg.Dir, cfg.ID, h.cfg.Node); err != nil {
 		return nil, err
 	}
+	if err := g.reconcile(); err != nil {
+		return nil, err
+	}
 	g.fsm = newFSM(g)
 	g.lane = h.transport.Open(cfg.ID, replica{g})
 	undo = append(undo, g.lane.Close)

@@ -21,11 +21,15 @@ type Lane struct {
 	replica   Replica
 	consumer  chan raft.RPC
 	heartbeat atomic.Pointer[func(raft.RPC)]
-	beating   atomic.Bool // a heartbeat is with Raft
-	silent    atomic.Bool // the watchdog found this replica's disk stalled: it must not keep leading
+	beating   atomic.Bool   // a heartbeat is with Raft
+	turn      chan struct{} // full while a message that may change the log is with Raft
+	silent    atomic.Bool   // the watchdog found this replica's disk stalled: it must not keep leading
 	ctx       context.Context
 	cancel    context.CancelFunc
 	closing   sync.Once
+
+	mu      sync.Mutex     // of waiting against Close
+	waiting sync.WaitGroup // turns whose callers gave up
 }
 
 var (
@@ -39,7 +43,7 @@ var errSilent = errors.New("this replica's disk is stalled: it keeps quiet so th
 // Open adds a group; replica answers for it. Messages for a group that is not open are refused.
 func (t *Transport) Open(g dc.GroupID, replica Replica) *Lane {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &Lane{t: t, group: g, replica: replica, consumer: make(chan raft.RPC, 16), ctx: ctx, cancel: cancel}
+	l := &Lane{t: t, group: g, replica: replica, consumer: make(chan raft.RPC, 16), turn: make(chan struct{}, 1), ctx: ctx, cancel: cancel}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.lanes[g] = l
@@ -49,7 +53,10 @@ func (t *Transport) Open(g dc.GroupID, replica Replica) *Lane {
 // Close ends the group's messages, in both directions.
 func (l *Lane) Close() error {
 	l.closing.Do(func() {
+		l.mu.Lock()
 		l.cancel()
+		l.mu.Unlock()
+		l.waiting.Wait()
 		l.t.mu.Lock()
 		defer l.t.mu.Unlock()
 		if l.t.lanes[l.group] == l {
@@ -64,21 +71,9 @@ func (l *Lane) Silence(on bool) { l.silent.Store(on) }
 
 // deliver hands a request to Raft and waits for its response.
 func (l *Lane) deliver(ctx context.Context, cmd any, body []byte, heartbeat bool) (any, error) {
-	ch := make(chan raft.RPCResponse, 1)
-	rpc := raft.RPC{Command: cmd, RespChan: ch}
-	if body != nil {
-		rpc.Reader = bytes.NewReader(body)
-	}
-	if fast := l.heartbeat.Load(); heartbeat && fast != nil {
-		(*fast)(rpc)
-	} else {
-		select {
-		case l.consumer <- rpc:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-l.ctx.Done():
-			return nil, raft.ErrTransportShutdown
-		}
+	ch, err := l.hand(ctx, cmd, body, heartbeat)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case resp := <-ch:
@@ -88,6 +83,74 @@ func (l *Lane) deliver(ctx context.Context, cmd any, body []byte, heartbeat bool
 	case <-l.ctx.Done():
 		return nil, raft.ErrTransportShutdown
 	}
+}
+
+// hand gives a request to Raft, which answers by the channel.
+func (l *Lane) hand(ctx context.Context, cmd any, body []byte, heartbeat bool) (<-chan raft.RPCResponse, error) {
+	ch := make(chan raft.RPCResponse, 1)
+	rpc := raft.RPC{Command: cmd, RespChan: ch}
+	if body != nil {
+		rpc.Reader = bytes.NewReader(body)
+	}
+	if fast := l.heartbeat.Load(); heartbeat && fast != nil {
+		(*fast)(rpc)
+		return ch, nil
+	}
+	select {
+	case l.consumer <- rpc:
+		return ch, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-l.ctx.Done():
+		return nil, raft.ErrTransportShutdown
+	}
+}
+
+// inTurn is deliver for what may change the log: it waits until Raft has answered all such before, looks at the message with first, which may
+// answer it, and hands it to Raft. If the caller gives up meanwhile, the turn goes on until Raft has answered.
+func (l *Lane) inTurn(ctx context.Context, cmd any, body []byte, first func() (any, error)) (any, error) {
+	select {
+	case l.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-l.ctx.Done():
+		return nil, raft.ErrTransportShutdown
+	}
+	if resp, err := first(); resp != nil || err != nil {
+		<-l.turn
+		return resp, err
+	}
+	ch, err := l.hand(ctx, cmd, body, false)
+	if err != nil {
+		<-l.turn
+		return nil, err
+	}
+	select {
+	case resp := <-ch:
+		<-l.turn
+		return resp.Response, resp.Error
+	case <-ctx.Done():
+		l.later(ch)
+		return nil, ctx.Err()
+	case <-l.ctx.Done():
+		return nil, raft.ErrTransportShutdown
+	}
+}
+
+// later ends a turn when Raft has answered.
+func (l *Lane) later(ch <-chan raft.RPCResponse) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx.Err() != nil {
+		return
+	}
+	l.waiting.Go(func() {
+		select {
+		case <-ch:
+			<-l.turn
+		case <-l.ctx.Done():
+		}
+	})
 }
 
 // Stand has this node's own replica stand for election at once. It returns when Raft has taken note, or ctx ends.

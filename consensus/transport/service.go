@@ -53,9 +53,15 @@ func (s service) Append(ctx context.Context, r *AppendRequest) (*AppendReply, er
 		PrevLogEntry: r.PrevIndex, PrevLogTerm: r.PrevTerm, LeaderCommitIndex: r.Commit, Entries: decodeEntries(r.Entries),
 	}
 	beat := isHeartbeat(r)
-	resp, err := l.deliver(ctx, cmd, nil, beat)
-	if err == nil && !beat && l.replica != nil {
-		err = l.replica.Durable(ctx, math.MaxUint64) // what matched may be in memory only, if this replica has led
+	var resp any
+	switch {
+	case beat || l.replica == nil:
+		resp, err = l.deliver(ctx, cmd, nil, beat)
+	default:
+		resp, err = l.inTurn(ctx, cmd, nil, func() (any, error) { return nil, l.replica.Arriving(ctx, cmd) })
+		if err == nil {
+			err = l.replica.Durable(ctx, math.MaxUint64) // what matched may be in memory only, if this replica has led
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -110,7 +116,13 @@ func (s service) InstallSnapshot(ctx context.Context, r *InstallSnapshotRequest)
 		LastLogIndex: r.LastIndex, LastLogTerm: r.LastTerm, Configuration: r.Configuration,
 		ConfigurationIndex: r.ConfigurationIndex, Size: int64(len(r.Manifest)),
 	}
-	resp, err := l.deliver(ctx, cmd, r.Manifest, false)
+	resp, err := l.inTurn(ctx, cmd, r.Manifest, func() (any, error) {
+		has, err := l.replica.Offered(ctx, cmd)
+		if err != nil || !has {
+			return nil, err
+		}
+		return &raft.InstallSnapshotResponse{RPCHeader: header(uint64(s.t.cfg.Node)), Term: l.replica.CurrentTerm(), Success: true}, nil
+	})
 	if err != nil {
 		return nil, err
 	}

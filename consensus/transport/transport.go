@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"google.golang.org/grpc"
 
 	"missingos/srv/dc"
@@ -49,6 +50,10 @@ type Replica interface {
 	Progress() (applied, last uint64)
 	// Durable waits until what the replica has of the log up to index is on its disk; it may have taken more into memory.
 	Durable(ctx context.Context, index uint64) error
+	// Arriving makes entries from a leader fit for Raft; Offered tells whether the replica has all that a snapshot would bring. After each the message
+	// goes to Raft, and no other of these two kinds before Raft has answered.
+	Arriving(ctx context.Context, a *raft.AppendEntriesRequest) error
+	Offered(ctx context.Context, s *raft.InstallSnapshotRequest) (has bool, err error)
 	// WriteSnapshot streams the replica's state to a receiver that reads formats up to the given one; zero is a receiver of an earlier version.
 	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
 }

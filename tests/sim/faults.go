@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"math/rand/v2"
 	"time"
 
 	"missingos/consensus/transport"
@@ -16,16 +17,10 @@ type fault struct {
 
 var faults = []fault{
 	{"nothing", func(*world, dc.NodeID) func() { return func() {} }},
-	{"kill", func(w *world, n dc.NodeID) func() {
-		w.kill(n)
-		return func() {
-			if w.process(n) == nil {
-				w.start(n)
-			}
-		}
-	}},
-	{"kill all", func(w *world, _ dc.NodeID) func() {
-		w.killAll()
+	{"kill", func(w *world, n dc.NodeID) func() { return w.down(n, nil) }},
+	{"power cut", func(w *world, n dc.NodeID) func() { return w.down(n, w.rng) }},
+	{"power cut for all", func(w *world, _ dc.NodeID) func() {
+		w.killAll(w.rng)
 		return w.heal
 	}},
 	{"isolate", func(w *world, n dc.NodeID) func() { return w.cut(n, true, true) }},
@@ -77,6 +72,16 @@ var faults = []fault{
 		}
 		return func() {}
 	}},
+}
+
+// down kills a node until it ends.
+func (w *world) down(n dc.NodeID, cut *rand.Rand) (up func()) {
+	w.kill(n, cut)
+	return func() {
+		if w.process(n) == nil {
+			w.start(n)
+		}
+	}
 }
 
 // deposition is the fault that finds reads which believe old answers.

@@ -29,7 +29,7 @@ func simulate(t *testing.T, seed uint64, mut mutation, kinds []fault) error {
 		cancel()
 		done.Wait()
 		list, err := w.converge()
-		w.killAll()
+		w.killAll(nil)
 		if bad = err; bad == nil {
 			bad = h.checkAppends(list)
 		}

@@ -21,6 +21,8 @@ import (
 const (
 	group    = dc.GroupID(7)
 	replicas = 3
+	// segmentBytes is small, so that segments end, go and are used again.
+	segmentBytes = 64 * dc.KiB
 )
 
 // mutation is a fault of the code under test, to show that the simulation bites.
@@ -50,6 +52,7 @@ type process struct {
 	host    *consensus.Host
 	group   *consensus.Group
 	machine *state
+	log     *logstore.Shared
 }
 
 // timing is what nodes really use, but for snapshots, which come more often here.
@@ -82,22 +85,26 @@ func (w *world) start(n dc.NodeID) {
 	w.t.Helper()
 	disk := w.disks[n]
 	p := &process{node: n, machine: openState(disk)}
+	fatal := func(err error) {
+		if !p.dead.Load() {
+			w.t.Errorf("node %s: %v", n, err)
+		}
+	}
+	var err error
+	if p.log, err = logstore.OpenShared(logstore.SharedConfig{FS: disk.log, SegmentBytes: segmentBytes, Fatal: fatal}); err != nil {
+		w.t.Fatalf("node %s: %v", n, err)
+	}
 	p.host = consensus.NewHost(consensus.HostConfig{
 		Node: n, Timing: timing, VerifyLeaderReads: w.mut.verifyLeader,
-		OpenLog: func(logstore.Config) (logstore.Store, error) { return disk, nil },
+		OpenLog: func(cfg logstore.Config) (logstore.Store, error) { return p.log.Open(cfg.Group), nil },
 		Dial: func(to dc.NodeID) (grpc.ClientConnInterface, error) {
 			return conn{w.net, &p.dead, link{n, to}}, nil
 		},
-		Fatal: func(err error) {
-			if !p.dead.Load() {
-				w.t.Errorf("node %s: %v", n, err)
-			}
-		},
+		Fatal: fatal,
 	})
 	local := rpc.NewLocal()
 	p.host.Register(local)
 	w.net.set(func() { w.net.nodes[n] = local })
-	var err error
 	p.group, err = p.host.Open(consensus.GroupConfig{ID: group, Dir: disk.dir, Machine: p.machine, Bootstrap: nodes()})
 	if err != nil {
 		w.t.Fatal(err)
@@ -107,8 +114,8 @@ func (w *world) start(n dc.NodeID) {
 	w.mu.Unlock()
 }
 
-// kill ends a node's life at once: nothing that it has not written or sent already comes about.
-func (w *world) kill(n dc.NodeID) {
+// kill ends a node's life at once: nothing that it has not written or sent already comes about. If cut is set the power fails with it.
+func (w *world) kill(n dc.NodeID, cut *rand.Rand) {
 	w.mu.Lock()
 	p := w.procs[n]
 	delete(w.procs, n)
@@ -118,7 +125,7 @@ func (w *world) kill(n dc.NodeID) {
 	}
 	p.dead.Store(true)
 	w.net.set(func() { delete(w.net.nodes, n) })
-	heir, err := w.disks[n].left()
+	heir, err := w.disks[n].left(cut)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -126,11 +133,12 @@ func (w *world) kill(n dc.NodeID) {
 	now, cancel := context.WithCancel(context.Background())
 	cancel()
 	_ = p.host.Close(now) // the ghost's complaints are nobody's business
+	_ = p.log.Close()
 }
 
-func (w *world) killAll() {
+func (w *world) killAll(cut *rand.Rand) {
 	for _, n := range nodes() {
-		w.kill(n)
+		w.kill(n, cut)
 	}
 }
 

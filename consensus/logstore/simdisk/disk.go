@@ -39,10 +39,20 @@ var _ logstore.FS = (*Disk)(nil)
 func New() *Disk { return &Disk{names: map[string]*node{}, durable: map[string]*node{}} }
 
 func (d *Disk) before(op, name string) error {
-	if d.Before == nil {
+	d.mu.Lock()
+	ask := d.Before
+	d.mu.Unlock()
+	if ask == nil {
 		return nil
 	}
-	return d.Before(op, name)
+	return ask(op, name)
+}
+
+// Watch sets Before on a disk that is in use.
+func (d *Disk) Watch(before func(op, name string) error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.Before = before
 }
 
 // PowerCut gives the disk as it is after the power failed now: what was synced, and of the rest whatever rng says, by sectors and by names.
@@ -237,7 +247,11 @@ func (f *file) Sync() error {
 	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
-	f.n.synced = slices.Clone(f.n.seen)
+	f.n.synced = append(f.n.synced, make([]byte, len(f.n.seen)-len(f.n.synced))...)
+	for s := range f.n.dirty {
+		from, to := s*sector, min((s+1)*sector, len(f.n.seen))
+		copy(f.n.synced[from:to], f.n.seen[from:to])
+	}
 	clear(f.n.dirty)
 	return nil
 }
