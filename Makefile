@@ -13,12 +13,12 @@ TOOL := $(GO) tool -modfile=tests/tools/go.mod
 RACE := ./srv/... ./consensus/... ./storage/... ./scheduler/... ./fs/...
 
 .DEFAULT_GOAL := help
-.PHONY: help deps build up down demo test race test-long lint gen bench bench-peers clean
+.PHONY: help deps build up down demo test race test-long lint gen bench bench-groups bench-peers clean
 
 help: ## this text
 	@echo "Missing OS $(VERSION): N Linux machines, one computer."
 	@echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo
 	@echo "  Variables: NODES=$(NODES) DIR=$(DIR) MOUNT=$(MOUNT)"
 
@@ -62,6 +62,10 @@ gen: build ## regenerate protobuf code and man pages
 
 bench: build ## operations a second through client and mount, beside the floor, in one run
 	$(GO) run ./tests/bench $(BENCHFLAGS)
+
+bench-groups: ## what a thousand idle groups cost: time to all leaders, processor, memory
+	$(GO) build -o bin/bench-groups ./tests/bench/groups
+	bin/bench-groups $(BENCHFLAGS)
 
 # Both clients register a file "rpc.proto"; nothing here looks files up by name.
 bench-peers: build ## the same load on three dcd and on three etcd servers in one run, and the ratios
