@@ -13,12 +13,15 @@ import (
 type ledger struct {
 	machine Machine
 	answers *answers
+	fences  *fences
 	applied dc.Index
 	term    dc.Term
 	clock   int64
 }
 
-func newLedger(m Machine) *ledger { return &ledger{machine: m, answers: newAnswers()} }
+func newLedger(m Machine) *ledger {
+	return &ledger{machine: m, answers: newAnswers(), fences: newFences()}
+}
 
 // entry applies one entry into over and returns a result for each command and the events of all.
 func (l *ledger) entry(over *overlay, e Entry) ([]Result, []any) {
@@ -46,6 +49,11 @@ func (l *ledger) command(t *tx, encoded []byte) Result {
 		panic(fmt.Sprintf("storage: entry %d: %v", t.index, err))
 	}
 	if r, known := l.answers.recall(id); known {
+		return r
+	}
+	if err := l.fences.check(t.over, id.Fence, l.clock); err != nil {
+		r := Result{Err: err}
+		l.answers.record(t.over, id, r)
 		return r
 	}
 	t.wrote = false

@@ -118,6 +118,9 @@ func (g *generation) load(m Machine) (l *ledger, err error) {
 	if err := l.answers.load(r); err != nil {
 		return nil, dc.Errorf(dc.Corrupt, "", g.path, "%w", err)
 	}
+	if err := l.fences.load(r); err != nil {
+		return nil, dc.Errorf(dc.Corrupt, "", g.path, "%w", err)
+	}
 	g.cache.through = l.applied
 	g.large = map[string]int{}
 	for key := range r.Scan(Span{Start: []byte(chunkPrefix), End: []byte("!w"), KeysOnly: true}) {

@@ -274,7 +274,12 @@ func (s *Shard) Pin() (*Pinned, error) {
 }
 
 // View runs fn on the pinned state.
-func (p *Pinned) View(fn func(Reader) error) (err error) {
+func (p *Pinned) View(fn func(Reader) error) error {
+	return p.read(func(r Reader) error { return fn(machineView{r}) })
+}
+
+// read is View with the shard's own rows.
+func (p *Pinned) read(fn func(Reader) error) (err error) {
 	r := &cachedReader{g: p.gen, at: p.Index}
 	defer r.close()
 	defer func() {
@@ -286,7 +291,7 @@ func (p *Pinned) View(fn func(Reader) error) (err error) {
 			panic(f)
 		}
 	}()
-	return fn(machineView{r})
+	return fn(r)
 }
 
 // Release lets the state go; a second call does nothing.

@@ -7,6 +7,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
+	"missingos/fs/synth"
+	"missingos/srv/dc"
 	"missingos/srv/dc/file"
 )
 
@@ -42,6 +44,11 @@ func (f *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrO
 	set := setAttrOf(in)
 	ino := file.Ino(in.NodeId)
 	n := f.open(ino)
+	if fh, ok := in.GetFh(); ok {
+		if h := f.handle(fh); h != nil {
+			ctx = dc.WithFence(ctx, h.condition())
+		}
+	}
 	var a file.Attr
 	var err error
 	if n != nil && (set.Size != nil || set.Mtime != nil || set.UID != nil || set.GID != nil || set.Mode != nil) {
@@ -153,6 +160,9 @@ func (f *FS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dst []byte) (ui
 func (f *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
 	ctx, stop := f.begin(cancel, &in.InHeader)
 	defer stop()
+	if name == synth.FenceXattr {
+		return f.status(ctx, f.setFence(&in.InHeader, value))
+	}
 	return f.status(ctx, f.cfg.Service.SetXattr(ctx, file.Ino(in.NodeId), name, value, in.Flags))
 }
 
@@ -160,6 +170,9 @@ func (f *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, 
 func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	ctx, stop := f.begin(cancel, h)
 	defer stop()
+	if name == synth.FenceXattr {
+		return f.status(ctx, f.setFence(h, nil))
+	}
 	return f.status(ctx, f.cfg.Service.RemoveXattr(ctx, file.Ino(h.NodeId), name))
 }
 

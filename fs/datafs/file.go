@@ -2,6 +2,7 @@ package datafs
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,41 @@ type handle struct {
 	writable bool
 	appends  bool
 	sync     bool
-	direct   bool // the kernel does not ask for fresh attributes before it reads
+	direct   bool                     // the kernel does not ask for fresh attributes before it reads
+	opener   uint32                   // the thread that opened it
+	fence    atomic.Pointer[dc.Fence] // what its writes are conditioned on
+}
+
+// condition is what the handle's writes are conditioned on.
+func (h *handle) condition() dc.Fence {
+	if f := h.fence.Load(); f != nil {
+		return *f
+	}
+	return dc.Fence{}
+}
+
+// setFence conditions the writes of the caller's descriptors of a file; see synth.OpenedBy.
+func (f *FS) setFence(in *fuse.InHeader, value []byte) error {
+	fence, err := synth.ParseFence(value)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	var of []*handle
+	for _, h := range f.handles {
+		if h.inode.ino == file.Ino(in.NodeId) && h.writable {
+			of = append(of, h)
+		}
+	}
+	f.mu.Unlock()
+	mine, err := synth.OpenedBy(in.Pid, of, func(h *handle) uint32 { return h.opener })
+	if err != nil {
+		return err
+	}
+	for _, h := range mine {
+		h.fence.Store(&fence)
+	}
+	return nil
 }
 
 // access gives the bits of access(2) that an open with flags needs.
@@ -48,13 +83,13 @@ func (f *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 	if err != nil {
 		return f.status(ctx, err)
 	}
-	f.openHandle(in.Flags, &c, out)
+	f.openHandle(&in.InHeader, in.Flags, &c, out)
 	return fuse.OK
 }
 
-func (f *FS) openHandle(flags uint32, c *file.Content, out *fuse.OpenOut) {
+func (f *FS) openHandle(in *fuse.InHeader, flags uint32, c *file.Content, out *fuse.OpenOut) {
 	h := &handle{
-		inode: f.acquire(c), writable: flags&unix.O_ACCMODE != unix.O_RDONLY, sync: flags&unix.O_DSYNC != 0,
+		inode: f.acquire(c), opener: in.Pid, writable: flags&unix.O_ACCMODE != unix.O_RDONLY, sync: flags&unix.O_DSYNC != 0,
 	}
 	h.appends = h.writable && flags&unix.O_APPEND != 0
 	h.direct = h.appends || flags&unix.O_DIRECT != 0
@@ -85,7 +120,7 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 		}
 		a = c.Attr
 	}
-	f.openHandle(in.Flags, &c, &out.OpenOut)
+	f.openHandle(&in.InHeader, in.Flags, &c, &out.OpenOut)
 	fillEntry(&out.EntryOut, f.saw(a))
 	return fuse.OK
 }
@@ -147,7 +182,7 @@ func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 	}
 	who, _ := dc.PrincipalOf(ctx)
 	appends := h.appends && in.WriteFlags&fuse.WRITE_CACHE == 0
-	if err := h.inode.write(ctx, who, appends, int64(in.Offset), data); err != nil {
+	if err := h.inode.write(ctx, who, h.condition(), appends, int64(in.Offset), data); err != nil {
 		return 0, f.status(ctx, err)
 	}
 	if h.sync {
@@ -173,7 +208,7 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout) // not interruptible: the caller could not try again
 	defer stop()
 	err := h.inode.flush(ctx)
-	if lost := h.inode.takeLost(); err == nil {
+	if lost := h.inode.takeLost(h.condition()); err == nil || dc.KindOf(err) == dc.Stale { // what is gone may be another's
 		err = lost
 	}
 	return f.status(ctx, err)
@@ -189,7 +224,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout)
 	defer stop()
 	err := h.inode.sync(ctx)
-	if lost := h.inode.takeLost(); err == nil {
+	if lost := h.inode.takeLost(h.condition()); err == nil || dc.KindOf(err) == dc.Stale { // what is gone may be another's
 		err = lost
 	}
 	return f.status(ctx, err)
@@ -213,7 +248,7 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if h.writable && n.dirtySince(0) {
 		err := n.flush(ctx)
 		if err == nil {
-			err = n.takeLost()
+			err = n.takeLost(h.condition())
 		}
 		if err != nil {
 			synth.Report(ctx, err)
@@ -238,6 +273,7 @@ func (f *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status
 	}
 	ctx, stop := f.begin(cancel, &in.InHeader)
 	defer stop()
+	ctx = dc.WithFence(ctx, h.condition())
 	off, end := int64(in.Offset), int64(in.Offset+in.Length)
 	if off < 0 || end < off || end > file.MaxFileBytes {
 		return fuse.Status(unix.EFBIG)
@@ -281,7 +317,7 @@ func (n *inode) commitNow(ctx context.Context, change func(file.Attr) file.Commi
 		return err
 	}
 	defer n.end()
-	if err := n.publish(ctx); err != nil {
+	if err := n.publish(ctx); err != nil && !n.anothers(ctx, err) {
 		return err
 	}
 	a, err := n.fs.cfg.Service.Stat(ctx, n.ino, 0)

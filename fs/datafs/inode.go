@@ -35,7 +35,8 @@ type inode struct {
 	mtime              int64     // of the last write that is not published
 	since              time.Time // of the first one
 	writer             dc.Principal
-	lost               error // data that is gone, not yet told to anybody
+	fence              dc.Fence           // what all that is not published is conditioned on
+	lost               map[dc.Fence]error // data that is gone, by its condition, not yet told to its writers
 	unsynced           map[string][]dc.NodeID
 	fresh              bool // opened soon after a change, by when its blocks may not be on disk
 	nameless           bool
@@ -162,25 +163,40 @@ func (n *inode) accountLocked() {
 	n.counted = now
 }
 
-// takeLost gives the error of lost data, once.
-func (n *inode) takeLost() error {
+// takeLost gives the error of lost data that was written under f, once.
+func (n *inode) takeLost(f dc.Fence) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	err := n.lost
-	n.lost = nil
+	err := n.lost[f]
+	delete(n.lost, f)
 	return err
 }
 
+// loseLocked notes that what is not published will not be.
+func (n *inode) loseLocked(err error) {
+	if n.lost == nil {
+		n.lost = map[dc.Fence]error{}
+	}
+	n.lost[n.fence] = err
+}
+
+// anothers tells whether err is of data that was written under another condition than ctx's, whose writers will be told.
+func (n *inode) anothers(ctx context.Context, err error) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return dc.KindOf(err) == dc.Stale && n.fence != dc.FenceOf(ctx)
+}
+
 // write takes p, which is copied. An append goes to the end of the file, wherever that is when it is published.
-func (n *inode) write(ctx context.Context, who dc.Principal, appending bool, off int64, p []byte) error {
+func (n *inode) write(ctx context.Context, who dc.Principal, fence dc.Fence, appending bool, off int64, p []byte) error {
 	for {
-		if err := n.takeLost(); err != nil {
+		if err := n.takeLost(fence); err != nil {
 			return err
 		}
-		if n.take(who, appending, off, p) {
+		if n.take(who, fence, appending, off, p) {
 			break
 		}
-		if err := n.flush(ctx); err != nil {
+		if err := n.flush(ctx); err != nil && dc.KindOf(err) != dc.Stale { // whose data is gone is told by takeLost
 			return err
 		}
 	}
@@ -191,10 +207,10 @@ func (n *inode) write(ctx context.Context, who dc.Principal, appending bool, off
 }
 
 // take buffers p, or says no: something must be published first.
-func (n *inode) take(who dc.Principal, appending bool, off int64, p []byte) bool {
+func (n *inode) take(who dc.Principal, fence dc.Fence, appending bool, off int64, p []byte) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.counted > 0 && n.counted+int64(len(p)) > maxInodeDirty {
+	if n.counted > 0 && (n.counted+int64(len(p)) > maxInodeDirty || n.fence != fence) {
 		return false
 	}
 	if appending {
@@ -212,7 +228,7 @@ func (n *inode) take(who dc.Principal, appending bool, off int64, p []byte) bool
 	if n.counted == 0 {
 		n.since = now
 	}
-	n.mtime, n.writer = now.UnixNano(), who
+	n.mtime, n.writer, n.fence = now.UnixNano(), who, fence
 	n.accountLocked()
 	if n.dirty.bytes >= flushFrom {
 		n.flushBehind()
@@ -244,7 +260,7 @@ func (n *inode) setAttr(ctx context.Context, set file.SetAttr) (file.Attr, error
 	}
 	defer n.end()
 	if set.Size != nil || set.Mtime != nil {
-		if err := n.publish(ctx); err != nil {
+		if err := n.publish(ctx); err != nil && !n.anothers(ctx, err) {
 			return file.Attr{}, err
 		}
 	}

@@ -26,7 +26,7 @@ func (n *inode) publish(ctx context.Context) error {
 		n.flushingTail, n.tail = n.tail, nil
 	}
 	n.accountLocked()
-	ctx = dc.WithPrincipal(ctx, n.writer)
+	ctx = dc.WithFence(dc.WithPrincipal(ctx, n.writer), n.fence)
 	n.mu.Unlock()
 	for !n.flushing.empty() {
 		if err := n.publishRuns(ctx); err != nil {
@@ -41,13 +41,14 @@ func (n *inode) publish(ctx context.Context) error {
 	return nil
 }
 
-// failed looks at why publishing failed: if the file is gone for good, its data is too.
+// failed looks at why publishing failed: if the file is gone for good, or the lock of its fence, its data is too.
 func (n *inode) failed(err error) error {
 	if dc.KindOf(err) != dc.Stale {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.loseLocked(err)
 	n.dropLocked()
 	return err
 }
@@ -221,7 +222,7 @@ func (n *inode) appended(commit *file.Commit, attr file.Attr, err error) error {
 		case dc.Unavailable, dc.Interrupted, dc.Internal:
 			n.flushingTail = nil
 			n.accountLocked()
-			n.lost = dc.Errorf(dc.Unavailable, "append", n.ino.String(), "it is unknown whether %d bytes were appended: %w", len(commit.Inline)+appendedBytes(commit), err)
+			n.loseLocked(dc.Errorf(dc.Unavailable, "append", n.ino.String(), "it is unknown whether %d bytes were appended: %w", len(commit.Inline)+appendedBytes(commit), err))
 		}
 		return err
 	}

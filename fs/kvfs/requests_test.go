@@ -35,7 +35,7 @@ func TestRequests(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "[]", `{"do":[{}]}`, `{"do":[{"put":"a","delete":"b"}]}`, `{"if":[{}]}`, `{"unless":[]}`} {
-		if _, err := parseTxn([]byte(bad)); !errors.Is(err, dc.Invalid) {
+		if _, _, err := parseTxn([]byte(bad)); !errors.Is(err, dc.Invalid) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}

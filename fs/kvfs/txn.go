@@ -12,12 +12,15 @@ import (
 
 const txnUsage = `# Write a transaction, then read its answer from the same descriptor:
 # {"if":[{"key":"a","version":3},{"key":"b","absent":true}],"do":[{"put":"a","value":"x"},{"add":"n","by":1},{"delete":"b"}],"else":[]}
+# With "fence":"TOKEN@LOCK" the whole is refused (ESTALE) if that lock was taken by another since.
 `
 
 type jsonTxn struct {
 	If   []jsonCondition `json:"if"`
 	Do   []jsonAction    `json:"do"`
 	Else []jsonAction    `json:"else"`
+
+	Fence *string `json:"fence"`
 }
 
 type jsonCondition struct {
@@ -43,13 +46,15 @@ type jsonAnswer struct {
 	Values    map[string]string `json:"values,omitempty"`
 }
 
-func parseTxn(request []byte) (client.KVTxn, error) {
+// parseTxn reads a transaction, and the fence it is under; the zero one for none.
+func parseTxn(request []byte) (client.KVTxn, dc.Fence, error) {
 	dec := json.NewDecoder(bytes.NewReader(request))
 	dec.DisallowUnknownFields()
 	var j jsonTxn
 	var x client.KVTxn
+	var f dc.Fence
 	if err := dec.Decode(&j); err != nil {
-		return x, dc.Errorf(dc.Invalid, "kv.txn", "", "not a transaction in JSON: %w", err)
+		return x, f, dc.Errorf(dc.Invalid, "kv.txn", "", "not a transaction in JSON: %w", err)
 	}
 	for _, c := range j.If {
 		cond := client.KVCondition{Key: c.Key, Version: (*dc.Revision)(c.Version), Absent: c.Absent, Present: c.Present}
@@ -57,16 +62,21 @@ func parseTxn(request []byte) (client.KVTxn, error) {
 			cond.Value = []byte(*c.Value)
 		}
 		if c.Key == "" {
-			return x, dc.Errorf(dc.Invalid, "kv.txn", "", `a condition has no "key"`)
+			return x, f, dc.Errorf(dc.Invalid, "kv.txn", "", `a condition has no "key"`)
 		}
 		x.If = append(x.If, cond)
 	}
 	var err error
+	if j.Fence != nil {
+		if f, err = dc.ParseFence(*j.Fence); err != nil {
+			return x, f, err
+		}
+	}
 	if x.Then, err = parseActions(j.Do); err != nil {
-		return x, err
+		return x, f, err
 	}
 	x.Else, err = parseActions(j.Else)
-	return x, err
+	return x, f, err
 }
 
 func parseActions(in []jsonAction) ([]client.KVAction, error) {
@@ -107,13 +117,16 @@ func txnSpec(s Store, t client.Descriptor) synth.CloneSpec {
 		Usage: txnUsage,
 		Max:   dc.MaxCommandBytes,
 		Validate: func(_ context.Context, request []byte) error {
-			_, err := parseTxn(request)
+			_, _, err := parseTxn(request)
 			return err
 		},
 		Commit: func(ctx context.Context, request []byte) (synth.Source, error) {
-			x, err := parseTxn(request)
+			x, fence, err := parseTxn(request)
 			if err != nil {
 				return nil, err
+			}
+			if !fence.IsZero() {
+				ctx = dc.WithFence(ctx, fence)
 			}
 			res, err := s.Txn(ctx, t, x)
 			if err != nil {

@@ -29,13 +29,13 @@ func (s *Server) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut
 			return s.door.Status(ctx, err)
 		}
 	}
-	s.opened(h, n.Key(), in.Flags, out)
+	s.opened(h, in.NodeId, n.Key(), &in.InHeader, in.Flags, out)
 	return fuse.OK
 }
 
 // opened tells the kernel of a handle. Direct I/O keeps reads fresh whatever size the kernel believes; a stream has no positions either.
-func (s *Server) opened(h Handle, key string, flags uint32, out *fuse.OpenOut) {
-	fh, o := s.addHandle(h, key, flags)
+func (s *Server) opened(h Handle, node uint64, key string, in *fuse.InHeader, flags uint32, out *fuse.OpenOut) {
+	fh, o := s.addHandle(h, node, key, in, flags)
 	*out = fuse.OpenOut{Fh: fh, OpenFlags: fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES}
 	if o.stream {
 		out.OpenFlags |= fuse.FOPEN_NONSEEKABLE | fuse.FOPEN_STREAM
@@ -88,7 +88,7 @@ func (s *Server) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (u
 	}
 	ctx, done := s.door.Context(cancel, &in.InHeader, dc.OpTimeout)
 	defer done()
-	n, err := w.Write(ctx, data, int64(in.Offset))
+	n, err := w.Write(o.fenced(ctx), data, int64(in.Offset))
 	if err != nil {
 		return 0, s.door.Status(ctx, err)
 	}
@@ -108,7 +108,7 @@ func (s *Server) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if !ok {
 		return fuse.OK
 	}
-	if err := f.Flush(ctx); err != nil {
+	if err := f.Flush(o.fenced(ctx)); err != nil {
 		return s.door.Status(ctx, err)
 	}
 	s.noteSettling(o)

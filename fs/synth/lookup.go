@@ -124,7 +124,7 @@ func (s *Server) setAttr(ctx context.Context, n Node, in *fuse.SetAttrIn) error 
 		var h Handle
 		if fh, ok := in.GetFh(); ok {
 			if o, ok := s.handle(fh); ok {
-				h = o.h
+				h, ctx = o.h, o.fenced(ctx)
 			}
 		}
 		if t, ok := n.(Truncater); ok {
@@ -237,6 +237,11 @@ func reply(dst, value []byte) (uint32, fuse.Status) {
 
 // SetXAttr implements fuse.RawFileSystem.
 func (s *Server) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
+	if name == FenceXattr {
+		ctx, done := s.door.Context(cancel, &in.InHeader, dc.OpTimeout)
+		defer done()
+		return s.door.Status(ctx, s.setFence(&in.InHeader, value))
+	}
 	x, st := s.xattrs(in.NodeId, name)
 	if st != fuse.OK {
 		return st
@@ -251,6 +256,11 @@ func (s *Server) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name stri
 
 // RemoveXAttr implements fuse.RawFileSystem.
 func (s *Server) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
+	if name == FenceXattr {
+		ctx, done := s.door.Context(cancel, h, dc.OpTimeout)
+		defer done()
+		return s.door.Status(ctx, s.setFence(h, nil))
+	}
 	x, st := s.xattrs(h.NodeId, name)
 	if st != fuse.OK {
 		return st

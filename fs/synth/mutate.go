@@ -111,7 +111,7 @@ func (s *Server) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, 
 			h.Release()
 			return nil
 		}
-		s.opened(h, n.Key(), in.Flags, &out.OpenOut)
+		s.opened(h, out.NodeId, n.Key(), &in.InHeader, in.Flags, &out.OpenOut)
 		return nil
 	})
 	if failed != fuse.OK {

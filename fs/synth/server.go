@@ -64,6 +64,10 @@ type open struct {
 	// nonBlocking is what open(2) said. What fcntl(2) says later does not count: the Go runtime sets O_NONBLOCK on whatever epoll takes, and
 	// would wait for ever for a readiness that FUSE cannot report.
 	nonBlocking bool
+	node        uint64
+	opener      uint32 // the thread that opened it
+	writes      bool
+	fence       atomic.Pointer[dc.Fence] // what its writes are conditioned on
 
 	mu     sync.Mutex
 	owners map[uint64]struct{} // fcntl owners to whom h, a Locker, has given its lock
@@ -202,9 +206,12 @@ func (s *Server) Forget(id, n uint64) {
 	}
 }
 
-func (s *Server) addHandle(h Handle, key string, flags uint32) (uint64, *open) {
+func (s *Server) addHandle(h Handle, node uint64, key string, in *fuse.InHeader, flags uint32) (uint64, *open) {
 	st, ok := h.(Streamer)
-	o := &open{h: h, key: key, stream: ok && st.Stream(), nonBlocking: flags&unix.O_NONBLOCK != 0}
+	o := &open{
+		h: h, key: key, stream: ok && st.Stream(), nonBlocking: flags&unix.O_NONBLOCK != 0,
+		node: node, opener: in.Pid, writes: writes(flags),
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastHandle++

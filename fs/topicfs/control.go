@@ -79,22 +79,26 @@ func (t topic) ctl(k string) synth.File {
 
 const produceUsage = `# Write messages as JSON, one a line, then read their offsets on the same descriptor:
 #   {"value":"text of the message"}
-# All of a request is published at once.
+# All of a request is published at once. With "fence":"TOKEN@LOCK" in a message all are refused (ESTALE) if that lock was taken by another since.
 `
 
 // produced is a line written to produce.
 type produced struct {
 	Value *string `json:"value"`
+	Fence *string `json:"fence"`
 }
 
 func (t topic) produce(k string) synth.File {
 	return synth.Clone(k, synth.CloneSpec{
 		Attr: t.fileAttr(0o666), Usage: produceUsage, Max: dc.MaxValueBytes,
-		Validate: func(_ context.Context, request []byte) error { _, err := t.parseProduce(request); return err },
+		Validate: func(_ context.Context, request []byte) error { _, _, err := t.parseProduce(request); return err },
 		Commit: func(ctx context.Context, request []byte) (synth.Source, error) {
-			lines, err := t.parseProduce(request)
+			lines, fence, err := t.parseProduce(request)
 			if err != nil || len(lines) == 0 {
 				return nil, err
+			}
+			if !fence.IsZero() {
+				ctx = dc.WithFence(ctx, fence)
 			}
 			first, count, err := t.store.Publish(ctx, t.d, lines)
 			if err != nil {
@@ -109,23 +113,35 @@ func (t topic) produce(k string) synth.File {
 	})
 }
 
-// parseProduce turns JSON lines into a log's lines.
-func (t topic) parseProduce(request []byte) ([]byte, error) {
-	var out []byte
+// parseProduce turns JSON lines into a log's lines, and gives the fence they are under; the zero one for none.
+func (t topic) parseProduce(request []byte) (out []byte, fence dc.Fence, err error) {
 	dec := json.NewDecoder(bytes.NewReader(request))
 	dec.DisallowUnknownFields()
+	refuse := func(format string, args ...any) ([]byte, dc.Fence, error) {
+		return nil, dc.Fence{}, dc.Errorf(dc.Invalid, "topic.produce", t.d.Name, format, args...)
+	}
 	for n := 1; ; n++ {
 		var p produced
 		err := dec.Decode(&p)
 		switch {
 		case errors.Is(err, io.EOF):
-			return out, nil
+			return out, fence, nil
 		case err != nil:
-			return nil, dc.Errorf(dc.Invalid, "topic.produce", t.d.Name, "message %d: %w (only \"value\" is known in this version)", n, err)
+			return refuse("message %d: %w (only \"value\" and \"fence\" are known in this version)", n, err)
 		case p.Value == nil:
-			return nil, dc.Errorf(dc.Invalid, "topic.produce", t.d.Name, "message %d has no \"value\"", n)
+			return refuse("message %d has no \"value\"", n)
 		case strings.Contains(*p.Value, "\n"):
-			return nil, dc.Errorf(dc.Invalid, "topic.produce", t.d.Name, "message %d has a newline in it: a message is one line", n)
+			return refuse("message %d has a newline in it: a message is one line", n)
+		}
+		if p.Fence != nil {
+			f, err := dc.ParseFence(*p.Fence)
+			if err != nil {
+				return nil, f, err
+			}
+			if !fence.IsZero() && f != fence {
+				return refuse("message %d has another fence than one before it: a request is published as one", n)
+			}
+			fence = f
 		}
 		out = append(append(out, *p.Value...), '\n')
 	}

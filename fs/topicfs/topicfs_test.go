@@ -289,7 +289,7 @@ for i in 1 2 3; do read -r x < t/groups/g/take; echo "$x"; echo "$x" > t/groups/
 func TestProduceAndFetch(t *testing.T) {
 	m := members(t, 1)[0]
 	m.expect(t, `mkdir t; exec 3<> t/.dc/produce; printf '{"value":"a b"}\n{"value":"\\u00e9"}\n' >&3; cat <&3; cat t/log`, "{\"offset\":0}\n{\"offset\":1}\na b\né")
-	m.refuse(t, `echo '{"value":"x","delay":"1s"}' | tee t/.dc/produce`, `only "value" is known`)
+	m.refuse(t, `echo '{"value":"x","delay":"1s"}' | tee t/.dc/produce`, `only "value" and "fence" are known`)
 	m.expect(t, `echo three >> t/log; exec 3<> t/.dc/fetch; echo from=1 limit=2 format=raw >&3; cat <&3`, "é\nthree")
 	m.expect(t, `exec 3<> t/.dc/fetch; echo from=2 >&3; cut -d, -f 1,3 <&3`, `{"offset":2,"value":"three"}`)
 	m.expect(t, `exec 3<> t/.dc/fetch; echo from=2020-01-01T00:00:00Z format=raw limit=1 >&3; cat <&3`, `a b`)

@@ -115,6 +115,7 @@ func (c *Client) Mutate(ctx context.Context, g dc.GroupID, call Call) error {
 	}
 	defer c.window.end(seq)
 	h := c.header(ctx, g)
+	h.Fence = rpc.FenceHeader(dc.FenceOf(ctx))
 	h.Client, h.Seq, h.Done, h.IssuedMs = c.window.client, seq, c.window.done(), c.Clock()
 	return c.onLeader(ctx, g, h, call)
 }

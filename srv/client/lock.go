@@ -120,6 +120,28 @@ func (l *Lock) Fence(ctx context.Context, path string) (dc.Revision, error) {
 	return fence, err
 }
 
+// HeldUnder tells whether the lock of a fence is held under its token: nil, or dc.Stale if it is not. A shared hold has no successor that its token could
+// be told from, so it conditions nothing: dc.Invalid.
+func (l *Lock) HeldUnder(ctx context.Context, f dc.Fence) error {
+	const op = "fence"
+	r, err := lockCall(ctx, l, false, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockStatReply, error) {
+		return c.Stat(ctx, &dcpb.LockStatRequest{Header: h, Path: f.Lock})
+	})
+	switch {
+	case dc.KindOf(err) == dc.NotFound:
+		return dc.Errorf(dc.Stale, op, f.Lock, "there is no such lock in /dc/lock")
+	case err != nil:
+		return err
+	case r.Fence == 0:
+		return dc.Errorf(dc.Stale, op, f.Lock, "nobody holds the lock; the write came under fencing token %d", f.Token)
+	case r.Fence == f.Token && r.Shared:
+		return dc.Errorf(dc.Invalid, op, f.Lock, "the lock is held shared: only the token of an exclusive hold conditions writes")
+	case r.Fence != f.Token:
+		return dc.Errorf(dc.Stale, op, f.Lock, "the write came under fencing token %d, but the lock is held under %d", f.Token, r.Fence)
+	}
+	return nil
+}
+
 func (l *Lock) stat(ctx context.Context, path string, value bool) (LockFile, dc.Revision, error) {
 	r, err := lockCall(ctx, l, false, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockStatReply, error) {
 		return c.Stat(ctx, &dcpb.LockStatRequest{Header: h, Path: path, Value: value})

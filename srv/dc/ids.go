@@ -57,4 +57,5 @@ type RequestID struct {
 	Seq    uint64 // grows by one with every mutation of that client, from 1
 	Done   uint64 // every Seq below Done has been answered; their results may be forgotten
 	Issued int64  // when the mutation was first issued, cluster clock, Unix milliseconds
+	Fence  Fence  // a condition on the mutation
 }

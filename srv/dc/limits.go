@@ -8,13 +8,15 @@ const (
 	MiB = 1 << 20
 	GiB = 1 << 30
 
-	MaxNameBytes  = 255     // one path element (POSIX NAME_MAX)
-	MaxPathBytes  = 4096    // a path (POSIX PATH_MAX)
-	MaxValueBytes = 1 * MiB // a kv row, and a topic message
-	MaxKeyBytes   = 4 * KiB // a kv key
-	MaxLockBytes  = 64 * KiB
-	MaxSpecBytes  = 256 * KiB
-	MaxCtlBytes   = 64 * KiB // one write of a control file
+	MaxNameBytes = 255  // one path element (POSIX NAME_MAX)
+	MaxPathBytes = 4096 // a path (POSIX PATH_MAX)
+	// MaxFenceLockBytes is the path of a lock below /dc/lock, of those whose tokens can condition writes.
+	MaxFenceLockBytes = 1024
+	MaxValueBytes     = 1 * MiB // a kv row, and a topic message
+	MaxKeyBytes       = 4 * KiB // a kv key
+	MaxLockBytes      = 64 * KiB
+	MaxSpecBytes      = 256 * KiB
+	MaxCtlBytes       = 64 * KiB // one write of a control file
 
 	InlineFileBytes = 8 * KiB // files up to this size live in their inode
 	MaxBlockBytes   = 4 * MiB // an immutable file block

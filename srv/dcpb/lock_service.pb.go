@@ -369,6 +369,7 @@ type LockStatReply struct {
 	File          *LockFileInfo          `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"` // of the store when it was read
 	Fence         uint64                 `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`       // of the lock's latest holder; 0 if nobody holds it
+	Shared        bool                   `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`     // that one holds it shared
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -422,6 +423,13 @@ func (x *LockStatReply) GetFence() uint64 {
 		return x.Fence
 	}
 	return 0
+}
+
+func (x *LockStatReply) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
 }
 
 type LockListRequest struct {
@@ -3008,11 +3016,12 @@ const file_lock_service_proto_rawDesc = "" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\bR\x05value\x12\x0e\n" +
 	"\x02at\x18\x04 \x01(\x04R\x02at\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"j\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"\x82\x01\n" +
 	"\rLockStatReply\x12'\n" +
 	"\x04file\x18\x01 \x01(\v2\x13.dc.v1.LockFileInfoR\x04file\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x14\n" +
-	"\x05fence\x18\x03 \x01(\x04R\x05fence\"\x9e\x01\n" +
+	"\x05fence\x18\x03 \x01(\x04R\x05fence\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"\x9e\x01\n" +
 	"\x0fLockListRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +

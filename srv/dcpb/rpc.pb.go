@@ -127,6 +127,7 @@ type Header struct {
 	Done          uint64 `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`
 	IssuedMs      int64  `protobuf:"varint,6,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"` // cluster clock, Unix milliseconds
 	Trace         string `protobuf:"bytes,7,opt,name=trace,proto3" json:"trace,omitempty"`                        // names the operation across nodes, in logs
+	Fence         *Fence `protobuf:"bytes,8,opt,name=fence,proto3" json:"fence,omitempty"`                        // a condition on the mutation; absent: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -210,6 +211,66 @@ func (x *Header) GetTrace() string {
 	return ""
 }
 
+func (x *Header) GetFence() *Fence {
+	if x != nil {
+		return x.Fence
+	}
+	return nil
+}
+
+// Fence: nobody has taken the lock since the acquisition under this token.
+type Fence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lock          string                 `protobuf:"bytes,1,opt,name=lock,proto3" json:"lock,omitempty"` // path below /dc/lock
+	Token         uint64                 `protobuf:"varint,2,opt,name=token,proto3" json:"token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fence) Reset() {
+	*x = Fence{}
+	mi := &file_rpc_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fence) ProtoMessage() {}
+
+func (x *Fence) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fence.ProtoReflect.Descriptor instead.
+func (*Fence) Descriptor() ([]byte, []int) {
+	return file_rpc_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Fence) GetLock() string {
+	if x != nil {
+		return x.Lock
+	}
+	return ""
+}
+
+func (x *Fence) GetToken() uint64 {
+	if x != nil {
+		return x.Token
+	}
+	return 0
+}
+
 // ErrorDetail carries a dc.Error in a gRPC status.
 type ErrorDetail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -225,7 +286,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_rpc_proto_msgTypes[2]
+	mi := &file_rpc_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +298,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_proto_msgTypes[2]
+	mi := &file_rpc_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +311,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_rpc_proto_rawDescGZIP(), []int{2}
+	return file_rpc_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -307,7 +368,7 @@ const file_rpc_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\x04R\x04node\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\rR\x03pid\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\x10\n" +
-	"\x03job\x18\a \x01(\tR\x03job\"\xbf\x01\n" +
+	"\x03job\x18\a \x01(\tR\x03job\"\xe3\x01\n" +
 	"\x06Header\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12.\n" +
 	"\tprincipal\x18\x02 \x01(\v2\x10.dc.v1.PrincipalR\tprincipal\x12\x16\n" +
@@ -315,7 +376,11 @@ const file_rpc_proto_rawDesc = "" +
 	"\x03seq\x18\x04 \x01(\x04R\x03seq\x12\x12\n" +
 	"\x04done\x18\x05 \x01(\x04R\x04done\x12\x1b\n" +
 	"\tissued_ms\x18\x06 \x01(\x03R\bissuedMs\x12\x14\n" +
-	"\x05trace\x18\a \x01(\tR\x05trace\"\x8c\x01\n" +
+	"\x05trace\x18\a \x01(\tR\x05trace\x12\"\n" +
+	"\x05fence\x18\b \x01(\v2\f.dc.v1.FenceR\x05fence\"1\n" +
+	"\x05Fence\x12\x12\n" +
+	"\x04lock\x18\x01 \x01(\tR\x04lock\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\x04R\x05token\"\x8c\x01\n" +
 	"\vErrorDetail\x12\x0e\n" +
 	"\x02op\x18\x01 \x01(\tR\x02op\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -336,19 +401,21 @@ func file_rpc_proto_rawDescGZIP() []byte {
 	return file_rpc_proto_rawDescData
 }
 
-var file_rpc_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_rpc_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_rpc_proto_goTypes = []any{
 	(*Principal)(nil),   // 0: dc.v1.Principal
 	(*Header)(nil),      // 1: dc.v1.Header
-	(*ErrorDetail)(nil), // 2: dc.v1.ErrorDetail
+	(*Fence)(nil),       // 2: dc.v1.Fence
+	(*ErrorDetail)(nil), // 3: dc.v1.ErrorDetail
 }
 var file_rpc_proto_depIdxs = []int32{
 	0, // 0: dc.v1.Header.principal:type_name -> dc.v1.Principal
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 1: dc.v1.Header.fence:type_name -> dc.v1.Fence
+	2, // [2:2] is the sub-list for method output_type
+	2, // [2:2] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_rpc_proto_init() }
@@ -362,7 +429,7 @@ func file_rpc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rpc_proto_rawDesc), len(file_rpc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -39,7 +39,7 @@ func (s *Service) Stat(ctx context.Context, r *dcpb.LockStatRequest) (*dcpb.Lock
 		}
 		out.File, out.Revision = fileInfo(f), lock.Totals(rd).Revision
 		if q := lock.Queue(rd, r.Path); q != nil && q.Holders > 0 {
-			out.Fence = q.Fence
+			out.Fence, out.Shared = q.Fence, !q.Exclusive
 		}
 		return nil
 	})

@@ -22,6 +22,7 @@ type member struct {
 	group *consensus.Group
 	ready chan struct{} // closed when group is set: it may lead before Open has returned
 	grow  func() error  // says dc.NoSpace when the state may not grow any more
+	holds func(ctx context.Context, f dc.Fence) error
 
 	client uint64 // of the request ids of the daemon's own commands
 	seq    atomic.Uint64
@@ -43,11 +44,36 @@ func (m *member) Propose(ctx context.Context, id dc.RequestID, body []byte) ([]b
 			return nil, err
 		}
 	}
+	denied := m.admit(ctx, id.Fence)
+	switch {
+	case denied != nil && dc.KindOf(denied) != dc.Stale:
+		return nil, denied
+	case denied != nil:
+		id.Fence.Token, body = 0, nil
+	}
 	res, err := m.group.Propose(ctx, command.Encode(id, body))
 	if err != nil {
 		return nil, err
 	}
+	if denied != nil && dc.KindOf(res.Err) == dc.Stale {
+		return nil, denied // which says more
+	}
 	return res.Body, res.Err
+}
+
+// admit asks the lock store about a fencing token that this group has not seen: see storage's fences, who rely on it. The group refuses one that
+// is older than what it has seen when the command is applied.
+func (m *member) admit(ctx context.Context, f dc.Fence) error {
+	if f.IsZero() {
+		return nil
+	}
+	if f.Lock == "" || f.Token == 0 || len(f.Lock) > dc.MaxFenceLockBytes {
+		return dc.Errorf(dc.Invalid, "fence", f.Lock, "a fence needs a lock, of up to %d bytes, and a token", dc.MaxFenceLockBytes)
+	}
+	if seen, err := m.shard.Fence(f.Lock); err != nil || f.Token <= seen {
+		return err
+	}
+	return m.holds(ctx, f)
 }
 
 // View implements replica.Replica.

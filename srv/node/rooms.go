@@ -78,6 +78,7 @@ func (n *Node) openLock(r *rooms) {
 	locks := client.NewLock(n.client)
 	r.closers = append(r.closers, closer{"locks", locks.Close})
 	r.mount.Rooms["lock"] = lockfs.New(locks)
+	n.replicas.holds = locks.HeldUnder
 }
 
 const (

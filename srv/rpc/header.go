@@ -23,5 +23,16 @@ func Principal(h *dcpb.Header) dc.Principal {
 
 // RequestID gives the id under which a mutation takes effect once.
 func RequestID(h *dcpb.Header) dc.RequestID {
-	return dc.RequestID{Client: h.GetClient(), Seq: h.GetSeq(), Done: h.GetDone(), Issued: h.GetIssuedMs()}
+	return dc.RequestID{
+		Client: h.GetClient(), Seq: h.GetSeq(), Done: h.GetDone(), Issued: h.GetIssuedMs(),
+		Fence: dc.Fence{Lock: h.GetFence().GetLock(), Token: h.GetFence().GetToken()},
+	}
+}
+
+// FenceHeader gives f its wire form; nil for none.
+func FenceHeader(f dc.Fence) *dcpb.Fence {
+	if f.IsZero() {
+		return nil
+	}
+	return &dcpb.Fence{Lock: f.Lock, Token: f.Token}
 }

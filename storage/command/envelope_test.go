@@ -16,6 +16,9 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 			Client: rapid.Uint64().Draw(t, "client"), Seq: rapid.Uint64().Draw(t, "seq"),
 			Done: rapid.Uint64().Draw(t, "done"), Issued: rapid.Int64().Draw(t, "issued"),
 		}
+		if rapid.Bool().Draw(t, "fenced") {
+			id.Fence = dc.Fence{Lock: rapid.StringN(1, 20, dc.MaxFenceLockBytes).Draw(t, "lock"), Token: rapid.Uint64().Draw(t, "token")}
+		}
 		body := rapid.SliceOf(rapid.Byte()).Draw(t, "body")
 		encoded := command.Encode(id, body)
 		if len(encoded) > len(body)+command.MaxEnvelopeBytes {
@@ -29,10 +32,12 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 }
 
 func TestDamagedEnvelopesAreRefused(t *testing.T) {
-	whole := command.Encode(dc.RequestID{Client: 1, Seq: 300, Done: 200, Issued: 1 << 40}, nil)
-	for n := range len(whole) {
-		if _, _, err := command.Decode(whole[:n]); err == nil {
-			t.Errorf("an envelope cut to %d of %d bytes was opened", n, len(whole))
+	for _, f := range []dc.Fence{{}, {Lock: "l", Token: 300}} {
+		whole := command.Encode(dc.RequestID{Client: 1, Seq: 300, Done: 200, Issued: 1 << 40, Fence: f}, nil)
+		for n := range len(whole) {
+			if _, _, err := command.Decode(whole[:n]); err == nil {
+				t.Errorf("an envelope cut to %d of %d bytes was opened", n, len(whole))
+			}
 		}
 	}
 	if _, _, err := command.Decode([]byte{9, 1, 2, 3}); err == nil {
