@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -25,6 +26,8 @@ type journal struct {
 	State   journalState
 	restore int // how often it was replaced by a snapshot
 	applied func()
+	past    map[dc.Index][]byte // states to go on from, if not nil
+	broken  func()              // if set, the first stream of a Restore breaks, and this is called before the next
 }
 
 type journalState struct {
@@ -52,6 +55,9 @@ func (j *journal) Apply(entries []Entry) [][]Result {
 			out[i] = append(out[i], Result{Body: fmt.Appendf(nil, "%d", len(j.State.Commands))})
 		}
 		j.State.Index, j.State.Clock = e.Index, e.Clock
+		if j.past != nil {
+			j.past[e.Index], _ = json.Marshal(j.State)
+		}
 	}
 	return out
 }
@@ -60,30 +66,57 @@ func (j *journal) Applied() dc.Index { j.mu.Lock(); defer j.mu.Unlock(); return 
 func (j *journal) Clock() int64      { j.mu.Lock(); defer j.mu.Unlock(); return j.State.Clock }
 func (j *journal) Checkpoint() error { return nil }
 
-func (j *journal) SnapshotFormat() uint32 { return 3 }
-
-func (j *journal) Hold() (HeldState, error) {
+func (j *journal) Hold(at, _ dc.Index) (HeldState, error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if b, ok := j.past[at]; ok {
+		return heldJournal{b, at}, nil
+	}
+	if at != 0 && at != j.State.Index {
+		return nil, dc.Errorf(dc.Stale, "hold", "", "only the last state is here")
+	}
 	b, err := json.Marshal(j.State)
-	return heldJournal(b), err
+	return heldJournal{b, j.State.Index}, err
 }
 
-type heldJournal []byte
+type heldJournal struct {
+	state []byte
+	index dc.Index
+}
 
-func (h heldJournal) WriteSnapshot(_ context.Context, format uint32, w io.Writer) error {
-	if format != 3 {
-		return fmt.Errorf("format %d is asked for", format)
+func (h heldJournal) Index() dc.Index { return h.index }
+
+func (h heldJournal) WriteSnapshot(_ context.Context, p Pull, w io.Writer) error {
+	if p.Format != 3 {
+		return fmt.Errorf("format %d is asked for", p.Format)
 	}
-	_, err := w.Write(h)
+	_, err := w.Write(h.state[len(p.After):]) // what was received itself says where to go on
 	return err
 }
 
 func (heldJournal) Release() {}
 
-func (j *journal) Restore(_ context.Context, r io.Reader) error {
+func (j *journal) Restore(ctx context.Context, _ dc.Index, fetch Fetch) error {
+	p := Pull{Format: 3}
+	r, err := fetch(ctx, p)
+	if err == nil && j.broken != nil {
+		p.After = make([]byte, 100)
+		if _, err := io.ReadFull(r, p.After); err != nil {
+			return err
+		}
+		if _, err := fmt.Sscanf(string(p.After), `{"Index":%d,`, &p.At); err != nil {
+			return err
+		}
+		r.Close()
+		j.broken()
+		r, err = fetch(ctx, p)
+	}
+	if err != nil {
+		return err
+	}
+	defer r.Close()
 	var s journalState
-	if err := json.NewDecoder(r).Decode(&s); err != nil {
+	if err := json.NewDecoder(io.MultiReader(bytes.NewReader(p.After), r)).Decode(&s); err != nil {
 		return err
 	}
 	j.mu.Lock()

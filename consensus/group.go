@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"reflect"
 	"sync"
@@ -374,6 +373,8 @@ func (r replica) Durable(ctx context.Context, index uint64) error {
 	return r.g.store.durable(ctx, index)
 }
 
-func (r replica) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
-	return r.g.serve(ctx, format, w)
+func (r replica) Pull(ctx context.Context, p *transport.PullRequest, out transport.Sink) error {
+	return r.g.serve(ctx, p, out)
 }
+
+func (r replica) Hold(ctx context.Context, at uint64) error { return r.g.keep(ctx, dc.Index(at)) }

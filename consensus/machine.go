@@ -34,20 +34,33 @@ type StateMachine interface {
 	Clock() int64
 	// Checkpoint returns when everything applied before the call is on stable storage.
 	Checkpoint() error
-	// Hold keeps the state as it is now, for a replica that pulls it, while later entries are applied. The caller releases it, before or after
-	// the state machine is closed.
-	Hold() (HeldState, error)
-	// SnapshotFormat is the highest format of a held state's stream that Restore reads.
-	SnapshotFormat() uint32
-	// Restore replaces the whole state by such a stream; a crash at any step leaves the old or the new state, never a mixture.
-	Restore(ctx context.Context, r io.Reader) error
+	// Hold keeps the state after entry at, or, for zero, one that has all of entry atLeast, for a replica that pulls it, while later entries are
+	// applied. The caller releases it, before or after the state machine is closed. dc.Stale means that the state after entry at is not here: other
+	// replicas may have it.
+	Hold(at, atLeast dc.Index) (HeldState, error)
+	// Restore replaces the whole state by one of entry atLeast or a later one, which it reads from the streams that fetch opens. It keeps what
+	// it has got when it fails, also over restarts, and asks for the rest only when it is called again. A crash at any step leaves the old or
+	// the new state, never a mixture.
+	Restore(ctx context.Context, atLeast dc.Index, fetch Fetch) error
 }
+
+// A Pull says what a replica that pulls wants of a held state.
+type Pull struct {
+	Format uint32   // the highest it reads; zero is a replica of the version before there were formats
+	At     dc.Index // it has a part of the state after this entry; zero if it has nothing
+	After  []byte   // where that part ends, in the state machine's words
+}
+
+// Fetch opens a stream of what is wanted, from whichever replica has it. dc.Stale means that none has the state of p.At any more: then Restore
+// begins anew.
+type Fetch func(ctx context.Context, p Pull) (io.ReadCloser, error)
 
 // A HeldState is a state machine's state after some entry.
 type HeldState interface {
-	// WriteSnapshot streams it to a replica that pulls it, in the highest format that this replica and that one know; zero is a replica of
-	// the version before there were formats. It blocks as w does.
-	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
+	// Index is that entry's.
+	Index() dc.Index
+	// WriteSnapshot streams what p wants of it, in the highest format that both replicas know. It blocks as w does.
+	WriteSnapshot(ctx context.Context, p Pull, w io.Writer) error
 	// Release lets it go. A stream that is being written fails then, or ends whole.
 	Release()
 }

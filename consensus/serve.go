@@ -3,11 +3,11 @@ package consensus
 import (
 	"context"
 	"errors"
-	"io"
 	"slices"
 	"sync"
 	"time"
 
+	"missingos/consensus/transport"
 	"missingos/srv/dc"
 )
 
@@ -36,15 +36,25 @@ type holds struct {
 
 	mu     sync.Mutex
 	all    []*hold
+	over   dc.Index // the latest state whose life has ended: it is not held again
 	closed bool
 }
 
-// take holds the state of m; the caller must give it back. With too many the longest unused one goes.
-func (s *holds) take(m StateMachine) (*hold, error) {
+// take holds a state of m, see StateMachine.Hold; the caller must give it back. With too many the longest unused one goes.
+func (s *holds) take(m StateMachine, at, atLeast dc.Index) (*hold, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, dc.Errorf(dc.Unavailable, "hold", "", "the replica is closed")
+	}
+	for _, h := range s.all {
+		if at != 0 && h.state.Index() == at {
+			h.users++
+			return h, nil
+		}
+	}
+	if at != 0 && at <= s.over {
+		return nil, dc.Errorf(dc.Stale, "hold", "", "%w", errHoldOver)
 	}
 	if len(s.all) >= maxHolds {
 		var oldest *hold
@@ -58,7 +68,7 @@ func (s *holds) take(m StateMachine) (*hold, error) {
 		}
 		s.dropLocked(oldest)
 	}
-	state, err := m.Hold()
+	state, err := m.Hold(at, atLeast)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +95,11 @@ func (s *holds) sweep(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, h := range slices.Clone(s.all) {
-		if now.After(h.end) || h.users == 0 && now.Sub(h.left) > s.linger {
+		over := now.After(h.end)
+		if over {
+			s.over = max(s.over, h.state.Index())
+		}
+		if over || h.users == 0 && now.Sub(h.left) > s.linger {
 			s.dropLocked(h)
 		}
 	}
@@ -102,9 +116,18 @@ func (s *holds) close() {
 	}
 }
 
-// serve streams this replica's state to a receiver that reads formats up to the given one.
-func (g *Group) serve(ctx context.Context, format uint32, w io.Writer) error {
-	h, err := g.holds.take(g.cfg.Machine)
+// serve streams this replica's state to a replica that pulls it.
+func (g *Group) serve(ctx context.Context, p *transport.PullRequest, out transport.Sink) error {
+	at, atLeast := dc.Index(p.At), dc.Index(p.AtLeast)
+	reached := g.fsm.index()
+	if at != 0 && at < atLeast && (reached < p.AtLeast || g.cfg.Machine.Applied() != at) {
+		// Were it still the state, only no-ops would be between the two.
+		return dc.Errorf(dc.Stale, "serve snapshot", g.cfg.ID.String(), "the state after entry %d is older than %d", at, atLeast)
+	}
+	if reached < p.AtLeast {
+		return dc.Errorf(dc.Unavailable, "serve snapshot", g.cfg.ID.String(), "only %d entries are applied, and %d are needed", reached, atLeast)
+	}
+	h, err := g.holds.take(g.cfg.Machine, at, atLeast)
 	if err != nil {
 		return err
 	}
@@ -112,9 +135,24 @@ func (g *Group) serve(ctx context.Context, format uint32, w io.Writer) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, h.end, errHoldOver)
 	defer cancel()
 	defer context.AfterFunc(g.ctx, cancel)()
-	err = h.state.WriteSnapshot(ctx, format, slowWriter{ctx, &g.host.sending, w})
+	if err := out.Begin(uint64(h.state.Index())); err != nil {
+		return err
+	}
+	err = h.state.WriteSnapshot(ctx, Pull{Format: p.Format, At: at, After: p.After}, slowWriter{ctx, &g.host.sending, out})
 	if err != nil && context.Cause(ctx) != nil {
 		err = dc.Errorf(dc.Unavailable, "serve snapshot", g.cfg.ID.String(), "%w", context.Cause(ctx))
+	}
+	return err
+}
+
+// keep holds the state after an entry, for a replica that pulls it elsewhere and may come here for the rest.
+func (g *Group) keep(ctx context.Context, at dc.Index) error {
+	if err := g.fsm.wait(ctx, uint64(at)); err != nil {
+		return err
+	}
+	h, err := g.holds.take(g.cfg.Machine, at, 0)
+	if err == nil {
+		g.holds.give(h)
 	}
 	return err
 }

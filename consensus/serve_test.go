@@ -57,18 +57,25 @@ type counted struct {
 	held int
 }
 
-func (c *counted) Hold() (HeldState, error) { c.held++; return &countedHold{c: c}, nil }
+func (c *counted) Hold(at, atLeast dc.Index) (HeldState, error) {
+	c.held++
+	return &countedHold{c: c, index: max(at, atLeast)}, nil
+}
 
-type countedHold struct{ c *counted }
+type countedHold struct {
+	c     *counted
+	index dc.Index
+}
 
-func (h *countedHold) WriteSnapshot(context.Context, uint32, io.Writer) error { return nil }
-func (h *countedHold) Release()                                               { h.c.held-- }
+func (h *countedHold) Index() dc.Index                                      { return h.index }
+func (h *countedHold) WriteSnapshot(context.Context, Pull, io.Writer) error { return nil }
+func (h *countedHold) Release()                                             { h.c.held-- }
 
 func TestHoldsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, s := &counted{}, &holds{life: time.Hour, linger: time.Minute}
 		take := func() *hold {
-			h, err := s.take(m)
+			h, err := s.take(m, 0, 7)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -89,6 +96,17 @@ func TestHoldsEnd(t *testing.T) {
 		time.Sleep(time.Hour) // its stream has ended by now, see serve
 		expect(0)
 		s.give(long)
+		if _, err := s.take(m, 7, 0); !errors.Is(err, dc.Stale) {
+			t.Errorf("a state whose life is over is held again: %v", err)
+		}
+		if a, err := s.take(m, 8, 0); err != nil {
+			t.Error(err)
+		} else if b, err := s.take(m, 8, 0); err != nil || a != b {
+			t.Errorf("the same state is held twice: %v", err)
+		} else {
+			s.give(a)
+			s.give(b)
+		}
 		for range maxHolds {
 			s.give(take())
 		}
@@ -96,12 +114,12 @@ func TestHoldsEnd(t *testing.T) {
 			take()
 		}
 		expect(maxHolds)
-		if _, err := s.take(m); !errors.Is(err, dc.Busy) {
+		if _, err := s.take(m, 0, 7); !errors.Is(err, dc.Busy) {
 			t.Errorf("one more than %d states are held: %v", maxHolds, err)
 		}
 		s.close()
 		expect(0)
-		if _, err := s.take(m); !errors.Is(err, dc.Unavailable) {
+		if _, err := s.take(m, 0, 7); !errors.Is(err, dc.Unavailable) {
 			t.Errorf("a closed replica: %v", err)
 		}
 	})
@@ -113,7 +131,7 @@ func TestTheLogWaitsForAReplicaThatPulls(t *testing.T) {
 	timing.SnapshotEvery, timing.SnapshotEntries, timing.TrailingEntries, timing.HoldLinger = 20*time.Millisecond, 20, 1, 50*time.Millisecond
 	c := newCluster(t, 1, timing)
 	_, m := c.leader()
-	h, err := m.group.holds.take(m.machine)
+	h, err := m.group.holds.take(m.machine, 0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,6 @@ package consensus
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -131,6 +130,16 @@ func (s *snapshots) publish(f snapshotFile) error {
 	return nil
 }
 
+// offered is the configuration that came with the snapshot from the leader.
+func (s *snapshots) offered() raft.Configuration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending == nil {
+		return raft.Configuration{}
+	}
+	return s.pending.file.Configuration
+}
+
 // restored publishes the snapshot that the leader sent, now that the state machine holds its rows.
 func (s *snapshots) restored() error {
 	s.mu.Lock()
@@ -184,56 +193,3 @@ func (o ownSnapshot) Persist(s raft.SnapshotSink) error {
 
 // Release has nothing to release.
 func (o ownSnapshot) Release() {}
-
-// restore pulls the rows that a manifest names, from its source or any other node that has them.
-func (g *Group) restore(r io.Reader) error {
-	b, err := io.ReadAll(io.LimitReader(r, 4*dc.KiB))
-	if err != nil {
-		return err
-	}
-	var m manifest
-	if err := json.Unmarshal(b, &m); err != nil || m.Version != manifestVersion || m.Group != g.cfg.ID {
-		return fmt.Errorf("snapshot manifest of group %s is not usable: %q", g.cfg.ID, b)
-	}
-	<-g.started // NewRaft itself never restores, it only starts the goroutine that called this
-	var errs error
-	for _, n := range g.sources(m.Source) {
-		if err := g.pull(n, m); err != nil {
-			g.log.Warn("snapshot pull failed", "from", n.String(), "err", err)
-			errs = errors.Join(errs, err)
-			continue
-		}
-		g.log.Info("snapshot restored", "from", n.String(), "index", g.cfg.Machine.Applied())
-		return g.snaps.restored()
-	}
-	return errs
-}
-
-// sources lists where rows may be pulled from, the manifest's source first.
-func (g *Group) sources(first dc.NodeID) []dc.NodeID {
-	nodes := []dc.NodeID{first}
-	for n := range g.members() {
-		if n != first && n != g.host.cfg.Node {
-			nodes = append(nodes, n)
-		}
-	}
-	return nodes
-}
-
-func (g *Group) pull(n dc.NodeID, m manifest) error {
-	p, err := g.host.transport.Progress(g.ctx, n, g.cfg.ID)
-	if err != nil {
-		return err
-	}
-	if p.Applied < m.Index {
-		return fmt.Errorf("node %s has applied %d only, the snapshot needs %d", n, p.Applied, m.Index)
-	}
-	ctx, cancel := context.WithCancel(g.ctx)
-	defer cancel()
-	r, err := g.host.transport.Pull(ctx, n, g.cfg.ID, g.cfg.Machine.SnapshotFormat())
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	return g.cfg.Machine.Restore(ctx, slowReader{ctx, &g.host.receiving, r})
-}

@@ -14,6 +14,7 @@ import (
 // Files of a shard's directory:
 //
 //	CURRENT            the name of the generation in use
+//	INCOMING           rows of a snapshot that is received; see incoming.go
 //	db-<n>/            a generation: a Badger directory with
 //	db-<n>/CHECKPOINT  how far the state is on stable storage, and in which boot of the machine it is written
 const (
@@ -51,13 +52,21 @@ func (s *Shard) Checkpoint() error {
 		s.fail(err)
 		return err
 	}
+	if s.receiving.TryLock() {
+		defer s.receiving.Unlock()
+		if s.incoming != 0 { // the log may have been quicker
+			if s.incoming, err = leftIncoming(s.dir, p.Index); err != nil {
+				return dc.Wrap(err, "storage.checkpoint", s.dir)
+			}
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.gen != p.gen {
 		return nil // a snapshot has replaced the state meanwhile, and is durable
 	}
 	s.durable = p.Mark
-	p.gen.db.SetDiscardTs(p.gen.discardableLocked(p.Index))
+	p.gen.discardLocked(p.Index)
 	return nil
 }
 
@@ -110,7 +119,9 @@ func syncPath(path string) error {
 }
 
 // replaceFile writes a file so that after a crash there is the old content or the new.
-func replaceFile(path string, content []byte) error {
+func replaceFile(path string, content []byte) error { return hooks{}.replaceFile(path, content) }
+
+func (h hooks) replaceFile(path string, content []byte) error {
 	tmp := path + ".tmp"
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -120,18 +131,25 @@ func replaceFile(path string, content []byte) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := h.at("written " + filepath.Base(tmp)); err != nil {
 		return err
 	}
-	return syncPath(filepath.Dir(path))
+	if err := errors.Join(os.Rename(tmp, path), syncPath(filepath.Dir(path))); err != nil {
+		return err
+	}
+	return h.at("renamed " + filepath.Base(path))
 }
 
 func writeCheckpoint(path string, m Mark, boot string) error {
+	return hooks{}.writeCheckpoint(path, m, boot)
+}
+
+func (h hooks) writeCheckpoint(path string, m Mark, boot string) error {
 	content, err := json.Marshal(checkpointRecord{Index: m.Index, Term: m.Term, Boot: boot})
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(path, checkpointFile), append(content, '\n'))
+	return h.replaceFile(filepath.Join(path, checkpointFile), append(content, '\n'))
 }
 
 func readCheckpoint(path string) (Mark, string, error) {

@@ -59,6 +59,9 @@ func (s *Shard) run(entries []Entry, results *[][]Result) (err error) {
 	return nil
 }
 
+// groupStep: every multiple of it ends a group, on every replica. See [Shard.Hold].
+const groupStep = 64
+
 // group applies entries until about limit bytes are to be written, commits them and tells the observers. It returns how many, and
 // the bytes they wrote.
 func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes int, err error) {
@@ -72,7 +75,7 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes
 		r, ev := s.ledger.entry(over, e)
 		*results = append(*results, r)
 		events = append(events, ev)
-		if over.bytes >= limit {
+		if over.bytes >= limit || e.Index%groupStep == 0 {
 			break
 		}
 	}

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -176,7 +175,7 @@ func TestReplicasAgreeOverRestartsAndGroups(t *testing.T) {
 				}
 			case 2:
 				copied := mustOpen(t, t.TempDir(), testConfig(t))
-				if err := copied.Restore(t.Context(), bytes.NewReader(snapshotOf(t, restless))); err != nil {
+				if err := copied.Restore(t.Context(), 0, sending(snapshotOf(t, restless))); err != nil {
 					t.Fatal(err)
 				}
 				mustClose(t, restless)

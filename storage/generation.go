@@ -36,10 +36,11 @@ type generation struct {
 	open *sync.WaitGroup // of the shard: one for each generation whose files are open
 
 	// The rest is guarded by the shard's mu.
-	refs     int // readers, plus one while it is current
-	pins     map[dc.Index]int
-	remove   bool  // the directory is to go too
-	closeErr error // set before open is Done
+	discarded uint64 // versions before this may be gone
+	refs      int    // readers, plus one while it is current
+	pins      map[dc.Index]int
+	remove    bool  // the directory is to go too
+	closeErr  error // set before open is Done
 }
 
 const (
@@ -92,7 +93,8 @@ func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation
 			return nil, errors.Join(err, db.Close())
 		}
 	}
-	db.SetDiscardTs(uint64(mark.Index))
+	g.discarded = uint64(mark.Index)
+	db.SetDiscardTs(g.discarded)
 	open.Add(1)
 	return g, nil
 }
@@ -187,12 +189,15 @@ func (g *generation) unpinLocked(at dc.Index) {
 	}
 }
 
-// discardableLocked is the version up to which old ones may go, when everything up to durable is on stable storage.
-func (g *generation) discardableLocked(durable dc.Index) uint64 {
+// discardLocked lets compaction drop old versions, when everything up to durable is on stable storage. The last state that all
+// replicas have stays, too: see Hold.
+func (g *generation) discardLocked(durable dc.Index) {
+	upTo := max(durable/groupStep*groupStep, g.durable.Index)
 	for pinned := range g.pins {
-		durable = min(durable, pinned)
+		upTo = min(upTo, pinned)
 	}
-	return uint64(durable)
+	g.discarded = max(g.discarded, uint64(upTo))
+	g.db.SetDiscardTs(g.discarded)
 }
 
 // write commits the rows of over at one version, in as many Badger transactions as it takes; the applied mark comes with

@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -25,19 +24,72 @@ type Held struct {
 	Clock int64
 	shard *Shard
 	gen   *generation
+	size  uint64 // bytes of all rows, about
 	once  sync.Once
 }
 
-// Hold keeps the state as it is. The caller must Release it: old versions stay on disk meanwhile.
-func (s *Shard) Hold() (*Held, error) {
+// Hold keeps the state after entry at, or, for 0, after one of the last entries, which may be before entry atLeast only if none
+// after it has changed anything. The caller must Release it: old versions stay on disk meanwhile.
+//
+// Entries are committed in groups, and only the states between groups exist. A group never goes beyond a multiple of groupStep, so
+// those states exist on every replica, and what one replica held another can hold: they are preferred. With dc.Stale the state asked for does not
+// exist here, or not any more.
+func (s *Shard) Hold(at, atLeast dc.Index) (*Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for s.paused {
+		s.free.Wait()
+	}
 	if s.failed != nil {
 		return nil, s.failed
 	}
 	h := &Held{Mark: s.applied, Clock: s.clock, shard: s, gen: s.gen}
+	var err error
+	if at == 0 {
+		common := s.applied.Index / groupStep * groupStep
+		if common < s.applied.Index && common >= atLeast && atLeast > 0 {
+			if m, clock, err := s.gen.stateAtLocked(common, s.cfg.BootID); err == nil {
+				h.Mark, h.Clock = m, clock
+			}
+		}
+	} else if at > s.applied.Index {
+		err = dc.Errorf(dc.Stale, "", "", "entry %d is not applied yet", at)
+	} else if at < s.applied.Index {
+		h.Mark, h.Clock, err = s.gen.stateAtLocked(at, s.cfg.BootID)
+	}
+	if err != nil {
+		return nil, dc.Wrap(err, "storage.hold", s.dir)
+	}
 	h.gen.pins[h.Index]++
+	for _, t := range s.gen.db.Tables() {
+		h.size += uint64(t.UncompressedSize)
+	}
 	return h, nil
+}
+
+// stateAtLocked finds the state after an earlier entry, if there was one and nothing of it has been compacted away.
+func (g *generation) stateAtLocked(at dc.Index, boot string) (m Mark, clock int64, err error) {
+	gone := func() error { return dc.Errorf(dc.Stale, "", "", "the state after entry %d is not here", at) }
+	if at < g.durable.Index || uint64(at) < g.discarded {
+		return m, 0, gone()
+	}
+	r := g.reader(at)
+	defer r.close()
+	item, err := r.txn.Get([]byte(appliedKey))
+	if err != nil || item.Version() != uint64(at) {
+		return m, 0, gone()
+	}
+	value, err := item.ValueCopy(nil)
+	if err != nil {
+		return m, 0, &Fault{err}
+	}
+	d := decoder{b: value}
+	m, clock = Mark{dc.Index(d.uvarint()), dc.Term(d.uvarint())}, d.varint()
+	// What an earlier boot wrote after the checkpoint that this one began with may have holes.
+	if by := string(d.bytes()); d.bad || m.Index != at || by != boot && at > g.durable.Index {
+		return m, 0, gone()
+	}
+	return m, clock, nil
 }
 
 // Release lets the state go; a second call does nothing.
@@ -72,22 +124,38 @@ func (h *Held) use() (done func(), err error) {
 	}, nil
 }
 
-// WriteSnapshot writes the held state to w, in the highest format that the receiver reads (its SnapshotFormat; 0 is a receiver of
-// the version before there were several). It blocks as w does.
-func (h *Held) WriteSnapshot(ctx context.Context, format int, w io.Writer) error {
-	return dc.Wrap(h.write(ctx, min(max(format, 1), SnapshotFormat), w), "storage.snapshot", "")
+// A Pull says what a receiver of a snapshot wants.
+type Pull struct {
+	// Format is the highest format that the receiver reads (its SnapshotFormat); 0 is one of the version before there were several.
+	Format int
+	// At is the entry whose state the receiver has in part, and After the last row's key that it has. 0: it has nothing.
+	At    dc.Index
+	After []byte
 }
 
-func (h *Held) write(ctx context.Context, format int, w io.Writer) error {
-	f := frames{w: bufio.NewWriterSize(w, 64*dc.KiB), packer: newPacker(format)}
-	if _, err := f.w.WriteString(snapshotMagic(format)); err != nil {
+// WriteSnapshot writes the rows of the held state to w that p asks for; p.At is the held state's, or 0. It blocks as w does.
+func (h *Held) WriteSnapshot(ctx context.Context, p Pull, w io.Writer) error {
+	format := min(max(p.Format, 1), SnapshotFormat)
+	if p.At == 0 || format == 1 {
+		p.After = nil
+	}
+	return dc.Wrap(h.write(ctx, format, p.After, w), "storage.snapshot", "")
+}
+
+func (h *Held) write(ctx context.Context, format int, after []byte, w io.Writer) error {
+	if _, err := io.WriteString(w, snapshotMagic(format)); err != nil {
 		return err
 	}
+	f := newFrames(w, format)
 	head := binary.AppendUvarint([]byte{'h'}, uint64(h.Index))
 	head = binary.AppendUvarint(head, uint64(h.Term))
-	f.write(binary.AppendVarint(head, h.Clock))
+	head = binary.AppendVarint(head, h.Clock)
+	if format > 1 {
+		head = binary.AppendUvarint(appendBytes(head, after), h.size)
+	}
+	f.write(head)
 	rows, done := uint64(0), false
-	for p := (piece{}); !done; {
+	for p := (piece{last: after}); !done; {
 		var err error
 		if done, err = h.read(&p); err != nil {
 			return err
@@ -101,7 +169,7 @@ func (h *Held) write(ctx context.Context, format int, w io.Writer) error {
 		}
 	}
 	f.write(binary.AppendUvarint([]byte{'e'}, rows))
-	return errors.Join(f.err, f.w.Flush())
+	return f.flush()
 }
 
 // A piece is some of the rows, as payloads of frames.
@@ -121,7 +189,9 @@ func (h *Held) read(p *piece) (done bool, err error) {
 	size, frame := 0, []byte{'r'}
 	p.frames, p.rows = nil, 0
 	done = true
-	err = h.gen.physical(h.Index, p.last, func(key []byte, meta byte, value []byte) error {
+	after := p.last
+	p.last = nil
+	err = h.gen.physical(h.Index, after, func(key []byte, meta byte, value []byte) error {
 		p.rows++
 		p.last = append(p.last[:0], key...)
 		frame = append(appendBytes(frame, key), meta)
@@ -141,6 +211,9 @@ func (h *Held) read(p *piece) (done bool, err error) {
 	}
 	if len(frame) > 1 {
 		p.frames = append(p.frames, frame)
+	}
+	if p.rows == 0 {
+		p.last = after
 	}
 	return done, err
 }

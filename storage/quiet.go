@@ -134,8 +134,8 @@ func (s *Shard) reopen(awake bool, wait time.Duration) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	db.SetDiscardTs(g.discardableLocked(s.durable.Index))
 	g.db, g.awake = db, awake
+	g.discardLocked(s.durable.Index)
 	return nil
 }
 

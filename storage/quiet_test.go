@@ -88,7 +88,7 @@ func TestAHeldVersionOutlivesWritesAndCompaction(t *testing.T) {
 	defer mustClose(t, s)
 	entries := history(300, rand.New(rand.NewPCG(5, 5)))
 	s.Apply(entries[:100])
-	h, err := s.Hold()
+	h, err := s.Hold(0, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestAHeldVersionOutlivesWritesAndCompaction(t *testing.T) {
 		}
 	}
 	var b bytes.Buffer
-	if err := h.WriteSnapshot(t.Context(), SnapshotFormat, &b); err != nil {
+	if err := h.WriteSnapshot(t.Context(), Pull{Format: SnapshotFormat}, &b); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(b.Bytes(), before) {
@@ -127,7 +127,7 @@ func TestAHeldVersionEndsWithItsState(t *testing.T) {
 	s := mustOpen(t, t.TempDir(), testConfig(t))
 	s.Apply([]Entry{entry(1, "set a 1")})
 	hold := func() *Held {
-		h, err := s.Hold()
+		h, err := s.Hold(0, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,14 +135,14 @@ func TestAHeldVersionEndsWithItsState(t *testing.T) {
 	}
 	refused := func(h *Held, kind dc.Kind) {
 		t.Helper()
-		if err := h.WriteSnapshot(t.Context(), SnapshotFormat, io.Discard); dc.KindOf(err) != kind {
+		if err := h.WriteSnapshot(t.Context(), Pull{Format: SnapshotFormat}, io.Discard); dc.KindOf(err) != kind {
 			t.Errorf("got %v, want %v", err, kind)
 		}
 		h.Release()
 		h.Release()
 	}
 	h := hold()
-	if err := s.Restore(t.Context(), bytes.NewReader(streamOf(t, s, SnapshotFormat))); err != nil {
+	if err := s.Restore(t.Context(), 0, sending(streamOf(t, s, SnapshotFormat))); err != nil {
 		t.Fatal(err)
 	}
 	refused(h, dc.Stale)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"missingos/srv/dc"
 )
@@ -32,6 +33,7 @@ type Config struct {
 type hooks struct {
 	step     func(name string) error      // called before each step
 	syncLogs func(directory string) error // in place of the real one
+	pause    time.Duration                // in place of fetchPause
 }
 
 func (h hooks) at(name string) error {
@@ -68,6 +70,9 @@ func (c *Config) setDefaults() error {
 	}
 	if c.hooks.syncLogs == nil {
 		c.hooks.syncLogs = syncLogs
+	}
+	if c.hooks.pause == 0 {
+		c.hooks.pause = fetchPause
 	}
 	if c.BootID == "" {
 		id, err := bootID()
@@ -106,6 +111,9 @@ type Shard struct {
 	ledger    *ledger
 	observers []func(dc.Index, []any)
 	sleeper   sleeper
+
+	receiving sync.Mutex // one Restore at a time; taken before apply
+	incoming  dc.Index   // of what a Restore that gave up has left; 0 if there is nothing. Guarded by receiving
 
 	checkpoint sync.Mutex // one Checkpoint at a time; taken before mu
 
@@ -151,6 +159,9 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 		return nil, dc.Wrap(err, "storage.open", dir)
 	}
 	l, err := g.load(m)
+	if err == nil {
+		s.incoming, err = leftIncoming(dir, g.durable.Index)
+	}
 	if err != nil {
 		return nil, errors.Join(dc.Wrap(err, "storage.open", dir), g.db.Close())
 	}

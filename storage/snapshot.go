@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/s2"
@@ -18,9 +19,10 @@ import (
 // A snapshot stream is the magic of its format, then frames: length of the payload before compression, length after, CRC-32C of the
 // compressed bytes (each four bytes, big endian), the compressed payload. A payload begins with a byte that says what it is:
 //
-//	h  index, term, clock: the first frame
+//	h  index, term, clock, and from format 2 on the key after which the stream goes on, empty if it begins with the first row, and the
+//	   bytes that all rows take, about: the first frame
 //	r  rows in key order: key, Badger's user meta byte, value (large values as their chunks)
-//	e  the number of rows: the last frame
+//	e  the number of the stream's rows: the last frame
 //
 // Without the last frame a stream is cut short and refused. The shard's applied mark is not a row of the stream: it is local.
 //
@@ -129,6 +131,14 @@ type frames struct {
 	buf    []byte
 	err    error
 }
+
+// newFrames begins a stream, or a part of one: the magic is the caller's.
+func newFrames(w io.Writer, format int) *frames {
+	return &frames{w: bufio.NewWriterSize(w, 64*dc.KiB), packer: newPacker(format)}
+}
+
+// flush hands everything on.
+func (f *frames) flush() error { return errors.Join(f.err, f.w.Flush()) }
 
 func (f *frames) write(payload []byte) {
 	if f.err != nil {

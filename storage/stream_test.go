@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"testing"
 )
 
@@ -29,7 +28,7 @@ func TestStreamsOfTheEarlierVersion(t *testing.T) {
 	from.Apply(oldHistory())
 	to := mustOpen(t, t.TempDir(), testConfig(t))
 	defer mustClose(t, to)
-	if err := to.Restore(t.Context(), bytes.NewReader(old)); err != nil {
+	if err := to.Restore(t.Context(), 0, sending(old)); err != nil {
 		t.Fatal(err)
 	}
 	if to.Mark() != from.Mark() || mustHash(t, to) != mustHash(t, from) {
@@ -50,14 +49,14 @@ func TestFormatsOfStreams(t *testing.T) {
 			t.Errorf("asked for format %d: got %q", asked, got)
 		}
 		to := mustOpen(t, t.TempDir(), testConfig(t))
-		if err := to.Restore(t.Context(), bytes.NewReader(b)); err != nil || mustHash(t, to) != mustHash(t, from) {
+		if err := to.Restore(t.Context(), 0, sending(b)); err != nil || mustHash(t, to) != mustHash(t, from) {
 			t.Errorf("format %d does not restore: %v", asked, err)
 		}
 		mustClose(t, to)
 	}
 	to := mustOpen(t, t.TempDir(), testConfig(t))
 	defer mustClose(t, to)
-	if err := to.Restore(t.Context(), strings.NewReader("dcsnap3\nxxxxxxxxxxxxxxxx")); err == nil || to.Applied() != 0 {
+	if err := to.Restore(t.Context(), 0, sending([]byte("dcsnap3\nxxxxxxxxxxxxxxxx"))); err == nil || to.Applied() != 0 {
 		t.Errorf("a stream of an unknown format: %v", err)
 	}
 }

@@ -1036,7 +1036,10 @@ type PullRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
 	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
-	Format        uint32                 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"` // the highest of the state machine's formats that the receiver reads; receivers of an earlier version do not say
+	Format        uint32                 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"`                  // the highest of the state machine's formats that the receiver reads; receivers of an earlier version do not say
+	At            uint64                 `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"`                          // the receiver has a part of the state after this entry; 0 if it has nothing
+	AtLeast       uint64                 `protobuf:"varint,5,opt,name=at_least,json=atLeast,proto3" json:"at_least,omitempty"` // it needs the state after this entry, or a later one
+	After         []byte                 `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`                     // where the part ends, in the state machine's words
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1092,9 +1095,32 @@ func (x *PullRequest) GetFormat() uint32 {
 	return 0
 }
 
+func (x *PullRequest) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *PullRequest) GetAtLeast() uint64 {
+	if x != nil {
+		return x.AtLeast
+	}
+	return 0
+}
+
+func (x *PullRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
 type PullChunk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // in the first one: the entry whose state it is
+	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`       // instead of everything: the state asked for is not here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1160,116 @@ func (x *PullChunk) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *PullChunk) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PullChunk) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+type HoldRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	At            uint64                 `protobuf:"varint,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldRequest) Reset() {
+	*x = HoldRequest{}
+	mi := &file_raft_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldRequest) ProtoMessage() {}
+
+func (x *HoldRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldRequest.ProtoReflect.Descriptor instead.
+func (*HoldRequest) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *HoldRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *HoldRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *HoldRequest) GetAt() uint64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+type HoldReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HoldReply) Reset() {
+	*x = HoldReply{}
+	mi := &file_raft_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HoldReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HoldReply) ProtoMessage() {}
+
+func (x *HoldReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HoldReply.ProtoReflect.Descriptor instead.
+func (*HoldReply) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{19}
 }
 
 var File_raft_proto protoreflect.FileDescriptor
@@ -1220,13 +1356,23 @@ const file_raft_proto_rawDesc = "" +
 	"\aapplied\x18\x01 \x01(\x04R\aapplied\x12\x1d\n" +
 	"\n" +
 	"last_index\x18\x02 \x01(\x04R\tlastIndex\x12\x12\n" +
-	"\x04term\x18\x03 \x01(\x04R\x04term\"O\n" +
+	"\x04term\x18\x03 \x01(\x04R\x04term\"\x90\x01\n" +
 	"\vPullRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x16\n" +
-	"\x06format\x18\x03 \x01(\rR\x06format\"\x1f\n" +
+	"\x06format\x18\x03 \x01(\rR\x06format\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x04R\x02at\x12\x19\n" +
+	"\bat_least\x18\x05 \x01(\x04R\aatLeast\x12\x14\n" +
+	"\x05after\x18\x06 \x01(\fR\x05after\"M\n" +
 	"\tPullChunk\x12\x12\n" +
-	"\x04data\x18\x01 \x01(\fR\x04data2\x96\x04\n" +
+	"\x04data\x18\x01 \x01(\fR\x04data\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\"G\n" +
+	"\vHoldRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x0e\n" +
+	"\x02at\x18\x03 \x01(\x04R\x02at\"\v\n" +
+	"\tHoldReply2\xce\x04\n" +
 	"\x04Raft\x12<\n" +
 	"\x06Append\x12\x19.dc.raft.v1.AppendRequest\x1a\x17.dc.raft.v1.AppendReply\x126\n" +
 	"\x04Beat\x12\x17.dc.raft.v1.BeatRequest\x1a\x15.dc.raft.v1.BeatReply\x126\n" +
@@ -1236,7 +1382,8 @@ const file_raft_proto_rawDesc = "" +
 	"TimeoutNow\x12\x1d.dc.raft.v1.TimeoutNowRequest\x1a\x1b.dc.raft.v1.TimeoutNowReply\x12?\n" +
 	"\aConfirm\x12\x1a.dc.raft.v1.ConfirmRequest\x1a\x18.dc.raft.v1.ConfirmReply\x12B\n" +
 	"\bProgress\x12\x1b.dc.raft.v1.ProgressRequest\x1a\x19.dc.raft.v1.ProgressReply\x128\n" +
-	"\x04Pull\x12\x17.dc.raft.v1.PullRequest\x1a\x15.dc.raft.v1.PullChunk0\x01B\x1fZ\x1dmissingos/consensus/transportb\x06proto3"
+	"\x04Pull\x12\x17.dc.raft.v1.PullRequest\x1a\x15.dc.raft.v1.PullChunk0\x01\x126\n" +
+	"\x04Hold\x12\x17.dc.raft.v1.HoldRequest\x1a\x15.dc.raft.v1.HoldReplyB\x1fZ\x1dmissingos/consensus/transportb\x06proto3"
 
 var (
 	file_raft_proto_rawDescOnce sync.Once
@@ -1250,7 +1397,7 @@ func file_raft_proto_rawDescGZIP() []byte {
 	return file_raft_proto_rawDescData
 }
 
-var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_raft_proto_goTypes = []any{
 	(*Entry)(nil),                  // 0: dc.raft.v1.Entry
 	(*AppendRequest)(nil),          // 1: dc.raft.v1.AppendRequest
@@ -1270,6 +1417,8 @@ var file_raft_proto_goTypes = []any{
 	(*ProgressReply)(nil),          // 15: dc.raft.v1.ProgressReply
 	(*PullRequest)(nil),            // 16: dc.raft.v1.PullRequest
 	(*PullChunk)(nil),              // 17: dc.raft.v1.PullChunk
+	(*HoldRequest)(nil),            // 18: dc.raft.v1.HoldRequest
+	(*HoldReply)(nil),              // 19: dc.raft.v1.HoldReply
 }
 var file_raft_proto_depIdxs = []int32{
 	0,  // 0: dc.raft.v1.AppendRequest.entries:type_name -> dc.raft.v1.Entry
@@ -1283,16 +1432,18 @@ var file_raft_proto_depIdxs = []int32{
 	12, // 8: dc.raft.v1.Raft.Confirm:input_type -> dc.raft.v1.ConfirmRequest
 	14, // 9: dc.raft.v1.Raft.Progress:input_type -> dc.raft.v1.ProgressRequest
 	16, // 10: dc.raft.v1.Raft.Pull:input_type -> dc.raft.v1.PullRequest
-	2,  // 11: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
-	4,  // 12: dc.raft.v1.Raft.Beat:output_type -> dc.raft.v1.BeatReply
-	7,  // 13: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
-	9,  // 14: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
-	11, // 15: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
-	13, // 16: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
-	15, // 17: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
-	17, // 18: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
-	11, // [11:19] is the sub-list for method output_type
-	3,  // [3:11] is the sub-list for method input_type
+	18, // 11: dc.raft.v1.Raft.Hold:input_type -> dc.raft.v1.HoldRequest
+	2,  // 12: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
+	4,  // 13: dc.raft.v1.Raft.Beat:output_type -> dc.raft.v1.BeatReply
+	7,  // 14: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
+	9,  // 15: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
+	11, // 16: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
+	13, // 17: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
+	15, // 18: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
+	17, // 19: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
+	19, // 20: dc.raft.v1.Raft.Hold:output_type -> dc.raft.v1.HoldReply
+	12, // [12:21] is the sub-list for method output_type
+	3,  // [3:12] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -1309,7 +1460,7 @@ func file_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_proto_rawDesc), len(file_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

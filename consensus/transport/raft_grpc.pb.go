@@ -29,6 +29,7 @@ const (
 	Raft_Confirm_FullMethodName         = "/dc.raft.v1.Raft/Confirm"
 	Raft_Progress_FullMethodName        = "/dc.raft.v1.Raft/Progress"
 	Raft_Pull_FullMethodName            = "/dc.raft.v1.Raft/Pull"
+	Raft_Hold_FullMethodName            = "/dc.raft.v1.Raft/Hold"
 )
 
 // RaftClient is the client API for Raft service.
@@ -47,6 +48,8 @@ type RaftClient interface {
 	Progress(ctx context.Context, in *ProgressRequest, opts ...grpc.CallOption) (*ProgressReply, error)
 	// Pull streams a replica's state.
 	Pull(ctx context.Context, in *PullRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullChunk], error)
+	// Hold keeps a state for a while, so that its pull can go on from here when the sender that it began at dies.
+	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldReply, error)
 }
 
 type raftClient struct {
@@ -146,6 +149,16 @@ func (c *raftClient) Pull(ctx context.Context, in *PullRequest, opts ...grpc.Cal
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Raft_PullClient = grpc.ServerStreamingClient[PullChunk]
 
+func (c *raftClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HoldReply)
+	err := c.cc.Invoke(ctx, Raft_Hold_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RaftServer is the server API for Raft service.
 // All implementations must embed UnimplementedRaftServer
 // for forward compatibility.
@@ -162,6 +175,8 @@ type RaftServer interface {
 	Progress(context.Context, *ProgressRequest) (*ProgressReply, error)
 	// Pull streams a replica's state.
 	Pull(*PullRequest, grpc.ServerStreamingServer[PullChunk]) error
+	// Hold keeps a state for a while, so that its pull can go on from here when the sender that it began at dies.
+	Hold(context.Context, *HoldRequest) (*HoldReply, error)
 	mustEmbedUnimplementedRaftServer()
 }
 
@@ -195,6 +210,9 @@ func (UnimplementedRaftServer) Progress(context.Context, *ProgressRequest) (*Pro
 }
 func (UnimplementedRaftServer) Pull(*PullRequest, grpc.ServerStreamingServer[PullChunk]) error {
 	return status.Error(codes.Unimplemented, "method Pull not implemented")
+}
+func (UnimplementedRaftServer) Hold(context.Context, *HoldRequest) (*HoldReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
 }
 func (UnimplementedRaftServer) mustEmbedUnimplementedRaftServer() {}
 func (UnimplementedRaftServer) testEmbeddedByValue()              {}
@@ -354,6 +372,24 @@ func _Raft_Pull_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Raft_PullServer = grpc.ServerStreamingServer[PullChunk]
 
+func _Raft_Hold_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HoldRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RaftServer).Hold(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Raft_Hold_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RaftServer).Hold(ctx, req.(*HoldRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Raft_ServiceDesc is the grpc.ServiceDesc for Raft service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -388,6 +424,10 @@ var Raft_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Progress",
 			Handler:    _Raft_Progress_Handler,
+		},
+		{
+			MethodName: "Hold",
+			Handler:    _Raft_Hold_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

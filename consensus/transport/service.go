@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"google.golang.org/grpc"
 
 	"missingos/srv/dc"
 )
@@ -171,30 +170,6 @@ func (s service) Progress(ctx context.Context, r *ProgressRequest) (*ProgressRep
 	}
 	applied, last := l.replica.Progress()
 	return &ProgressReply{Applied: applied, LastIndex: last, Term: l.replica.CurrentTerm()}, nil
-}
-
-// Pull streams this node's replica.
-func (s service) Pull(r *PullRequest, out grpc.ServerStreamingServer[PullChunk]) error {
-	l, err := s.t.lane(out.Context(), r.From, r.Group)
-	if err != nil {
-		return err
-	}
-	return l.replica.WriteSnapshot(out.Context(), r.Format, chunkWriter{out})
-}
-
-type chunkWriter struct {
-	stream grpc.ServerStreamingServer[PullChunk]
-}
-
-func (w chunkWriter) Write(b []byte) (int, error) {
-	for sent := 0; sent < len(b); {
-		n := min(len(b)-sent, pullChunkBytes)
-		if err := w.stream.Send(&PullChunk{Data: append([]byte(nil), b[sent:sent+n]...)}); err != nil {
-			return sent, err
-		}
-		sent += n
-	}
-	return len(b), nil
 }
 
 func header(from uint64) raft.RPCHeader {

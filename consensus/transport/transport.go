@@ -2,7 +2,6 @@ package transport
 
 import (
 	"context"
-	"io"
 	"sync"
 	"time"
 
@@ -21,6 +20,7 @@ const (
 	confirmTimeout   = 2 * time.Second
 	progressTimeout  = 2 * time.Second
 	installTimeout   = 30 * time.Minute
+	holdTimeout      = 5 * time.Second
 	pullStall        = 30 * time.Second
 	pullChunkBytes   = 256 * dc.KiB
 	maxAppendBytes   = 1 * dc.MiB // of entries in one message, unless one entry alone is larger
@@ -54,8 +54,10 @@ type Replica interface {
 	// goes to Raft, and no other of these two kinds before Raft has answered.
 	Arriving(ctx context.Context, a *raft.AppendEntriesRequest) error
 	Offered(ctx context.Context, s *raft.InstallSnapshotRequest) (has bool, err error)
-	// WriteSnapshot streams the replica's state to a receiver that reads formats up to the given one; zero is a receiver of an earlier version.
-	WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error
+	// Pull streams a state of the replica; out.Begin comes before the first Write. dc.Stale means that the state asked for is not here.
+	Pull(ctx context.Context, p *PullRequest, out Sink) error
+	// Hold keeps the state after entry at for a while. It waits until the entry is applied, or ctx ends.
+	Hold(ctx context.Context, at uint64) error
 }
 
 // Transport is a node's end of all connections.
@@ -111,46 +113,4 @@ func (t *Transport) Progress(ctx context.Context, n dc.NodeID, g dc.GroupID) (*P
 	ctx, cancel := context.WithTimeout(ctx, progressTimeout)
 	defer cancel()
 	return c.Progress(ctx, &ProgressRequest{From: uint64(t.cfg.Node), Group: uint64(g)})
-}
-
-// Pull opens the state of n's replica of g as a stream; format is the highest of the state machine's formats that the caller reads. Reading fails when nothing arrives for a while; Close gives it up.
-func (t *Transport) Pull(ctx context.Context, n dc.NodeID, g dc.GroupID, format uint32) (io.ReadCloser, error) {
-	c, err := t.client(n)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.Pull(ctx, &PullRequest{From: uint64(t.cfg.Node), Group: uint64(g), Format: format})
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	return &pullReader{stream: stream, cancel: cancel}, nil
-}
-
-// pullReader turns the chunks of a Pull into a reader; a timer cancels the stream when it stalls.
-type pullReader struct {
-	stream grpc.ServerStreamingClient[PullChunk]
-	cancel context.CancelFunc
-	rest   []byte
-}
-
-func (p *pullReader) Read(b []byte) (int, error) {
-	for len(p.rest) == 0 {
-		stall := time.AfterFunc(pullStall, p.cancel)
-		chunk, err := p.stream.Recv()
-		stall.Stop()
-		if err != nil {
-			return 0, err
-		}
-		p.rest = chunk.Data
-	}
-	n := copy(b, p.rest)
-	p.rest = p.rest[n:]
-	return n, nil
-}
-
-func (p *pullReader) Close() error {
-	p.cancel()
-	return nil
 }

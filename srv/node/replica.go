@@ -131,8 +131,8 @@ func (s stateMachine) Clock() int64 { return s.shard.Clock() }
 func (s stateMachine) Checkpoint() error { return s.shard.Checkpoint() }
 
 // Hold implements consensus.StateMachine.
-func (s stateMachine) Hold() (consensus.HeldState, error) {
-	h, err := s.shard.Hold()
+func (s stateMachine) Hold(at, atLeast dc.Index) (consensus.HeldState, error) {
+	h, err := s.shard.Hold(at, atLeast)
 	if err != nil {
 		return nil, err
 	}
@@ -142,13 +142,17 @@ func (s stateMachine) Hold() (consensus.HeldState, error) {
 // heldState shows a held state of a shard to consensus.
 type heldState struct{ *storage.Held }
 
+// Index implements consensus.HeldState.
+func (h heldState) Index() dc.Index { return h.Held.Index }
+
 // WriteSnapshot implements consensus.HeldState.
-func (h heldState) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
-	return h.Held.WriteSnapshot(ctx, int(format), w)
+func (h heldState) WriteSnapshot(ctx context.Context, p consensus.Pull, w io.Writer) error {
+	return h.Held.WriteSnapshot(ctx, storage.Pull{Format: int(p.Format), At: p.At, After: p.After}, w)
 }
 
-// SnapshotFormat implements consensus.StateMachine.
-func (s stateMachine) SnapshotFormat() uint32 { return storage.SnapshotFormat }
-
 // Restore implements consensus.StateMachine.
-func (s stateMachine) Restore(ctx context.Context, r io.Reader) error { return s.shard.Restore(ctx, r) }
+func (s stateMachine) Restore(ctx context.Context, atLeast dc.Index, fetch consensus.Fetch) error {
+	return s.shard.Restore(ctx, atLeast, func(ctx context.Context, p storage.Pull) (io.ReadCloser, error) {
+		return fetch(ctx, consensus.Pull{Format: uint32(p.Format), At: p.At, After: p.After})
+	})
+}

@@ -112,9 +112,10 @@ func (s *state) Checkpoint() error {
 	})
 }
 
-func (s *state) SnapshotFormat() uint32 { return 1 }
-
-func (s *state) Hold() (consensus.HeldState, error) {
+func (s *state) Hold(at, _ dc.Index) (consensus.HeldState, error) {
+	if at != 0 {
+		return nil, dc.Errorf(dc.Stale, "hold", "", "only the last state is here")
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return held(s.entries[:len(s.entries):len(s.entries)]), nil
@@ -123,13 +124,25 @@ func (s *state) Hold() (consensus.HeldState, error) {
 // held is what a state was made of at some time.
 type held []consensus.Entry
 
-func (h held) WriteSnapshot(_ context.Context, _ uint32, w io.Writer) error {
+func (h held) Index() dc.Index {
+	if len(h) == 0 {
+		return 0
+	}
+	return h[len(h)-1].Index
+}
+
+func (h held) WriteSnapshot(_ context.Context, _ consensus.Pull, w io.Writer) error {
 	return gob.NewEncoder(w).Encode([]consensus.Entry(h))
 }
 
 func (held) Release() {}
 
-func (s *state) Restore(_ context.Context, r io.Reader) error {
+func (s *state) Restore(ctx context.Context, _ dc.Index, fetch consensus.Fetch) error {
+	r, err := fetch(ctx, consensus.Pull{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
 	var kept []consensus.Entry
 	if err := gob.NewDecoder(r).Decode(&kept); err != nil {
 		return err

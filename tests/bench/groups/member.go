@@ -325,21 +325,28 @@ func (m machine) Apply(entries []consensus.Entry) [][]consensus.Result {
 }
 
 // Hold implements consensus.StateMachine.
-func (m machine) Hold() (consensus.HeldState, error) {
-	h, err := m.Shard.Hold()
+func (m machine) Hold(at, atLeast dc.Index) (consensus.HeldState, error) {
+	h, err := m.Shard.Hold(at, atLeast)
 	if err != nil {
 		return nil, err
 	}
 	return heldState{h}, nil
 }
 
-// SnapshotFormat implements consensus.StateMachine.
-func (m machine) SnapshotFormat() uint32 { return storage.SnapshotFormat }
+// Restore implements consensus.StateMachine.
+func (m machine) Restore(ctx context.Context, atLeast dc.Index, fetch consensus.Fetch) error {
+	return m.Shard.Restore(ctx, atLeast, func(ctx context.Context, p storage.Pull) (io.ReadCloser, error) {
+		return fetch(ctx, consensus.Pull{Format: uint32(p.Format), At: p.At, After: p.After})
+	})
+}
 
 // heldState shows a held state of a shard to consensus.
 type heldState struct{ *storage.Held }
 
+// Index implements consensus.HeldState.
+func (h heldState) Index() dc.Index { return h.Held.Index }
+
 // WriteSnapshot implements consensus.HeldState.
-func (h heldState) WriteSnapshot(ctx context.Context, format uint32, w io.Writer) error {
-	return h.Held.WriteSnapshot(ctx, int(format), w)
+func (h heldState) WriteSnapshot(ctx context.Context, p consensus.Pull, w io.Writer) error {
+	return h.Held.WriteSnapshot(ctx, storage.Pull{Format: int(p.Format), At: p.At, After: p.After}, w)
 }
