@@ -53,6 +53,7 @@ type Group struct {
 	silent, fatalStall atomic.Bool // what the watchdog has done
 	tuned              tuning      // what Raft is set to; the host's watch only
 	holds              holds
+	pulling            atomic.Uint64 // the node that sends a snapshot, zero if none does
 
 	mu     sync.Mutex
 	lead   leadership

@@ -20,16 +20,17 @@ type Member struct {
 
 // Status is what one replica knows of its group.
 type Status struct {
-	Group      dc.GroupID
-	Leader     dc.NodeID // zero if unknown
-	Leading    bool      // this replica leads and is ready
-	Term       dc.Term
-	Commit     dc.Index
-	Applied    dc.Index // by the state machine, not counting no-ops
-	LastIndex  dc.Index
-	Members    []Member
-	ConfIndex  uint64    // index of the configuration, for the change operations
-	LastSpoken time.Time // when a follower last heard of its leader
+	Group       dc.GroupID
+	Leader      dc.NodeID // zero if unknown
+	Leading     bool      // this replica leads and is ready
+	Term        dc.Term
+	Commit      dc.Index
+	Applied     dc.Index // by the state machine, not counting no-ops
+	LastIndex   dc.Index
+	Members     []Member
+	ConfIndex   uint64    // index of the configuration, for the change operations
+	PullingFrom dc.NodeID // who sends this replica a snapshot; zero if nobody does
+	LastSpoken  time.Time // when a follower last heard of its leader
 }
 
 // Status describes the replica; it does not block.
@@ -39,6 +40,7 @@ func (g *Group) Status() Status {
 	s := Status{
 		Group: g.cfg.ID, Leader: leader, Leading: leading, Term: term, Commit: dc.Index(g.raft.CommitIndex()),
 		Applied: dc.Index(g.fsm.index()), LastIndex: dc.Index(g.raft.LastIndex()), LastSpoken: g.raft.LastContact(),
+		PullingFrom: dc.NodeID(g.pulling.Load()),
 	}
 	f := g.raft.GetConfiguration()
 	if f.Error() == nil {

@@ -86,7 +86,8 @@ func (p *puller) fetch(ctx context.Context, want Pull) (io.ReadCloser, error) {
 			p.stale = 0
 			p.g.log.Info("pulling a snapshot", "from", n.String(), "index", s.Version, "goes_on", want.At != 0)
 			p.keep(s.Version)
-			return &pulled{slowReader{ctx, &p.g.host.receiving, s}, s, p.g.host.cfg.Space}, nil
+			p.g.pulling.Store(uint64(n))
+			return &pulled{slowReader{ctx, &p.g.host.receiving, s}, p.g, s}, nil
 		}
 		errs = errors.Join(errs, fmt.Errorf("from %s: %w", n, err))
 		if errors.Is(err, dc.Stale) {
@@ -157,15 +158,18 @@ func (p *puller) stop() {
 // pulled is a stream that stops when this node's disk is full.
 type pulled struct {
 	slowReader
+	g      *Group
 	stream *transport.Stream
-	space  func() error
 }
 
 func (p *pulled) Read(b []byte) (int, error) {
-	if err := p.space(); err != nil {
+	if err := p.g.host.cfg.Space(); err != nil {
 		return 0, err
 	}
 	return p.slowReader.Read(b)
 }
 
-func (p *pulled) Close() error { return p.stream.Close() }
+func (p *pulled) Close() error {
+	p.g.pulling.Store(0)
+	return p.stream.Close()
+}

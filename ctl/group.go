@@ -74,7 +74,10 @@ func writeGroups(w io.Writer, st *dcpb.AdminStatusReply) {
 			if r.Role != "voter" {
 				s += "(" + r.Role + ")"
 			}
-			if r.Health != "ok" {
+			switch {
+			case r.Receiving != nil:
+				s += "=receiving"
+			case r.Health != "ok":
 				s += "=" + r.Health
 			}
 			rs, lag = append(rs, s), max(lag, r.Lag)
@@ -141,7 +144,7 @@ func writeGroup(w io.Writer, g *dcpb.AdminGroup, st *dcpb.AdminStatusReply) {
 			role = "leader"
 		}
 		labels := nodeIn(st, fmt.Sprintf("n%d", r.Node)).GetLabels()
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", name(r.Node), role, r.Health, r.Applied, r.Lag, dash(labels["zone"]), dash(labels["rack"]))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", name(r.Node), role, health(r, name), r.Applied, r.Lag, dash(labels["zone"]), dash(labels["rack"]))
 	}
 	_ = t.Flush()
 	change := g.Change
@@ -152,6 +155,25 @@ func writeGroup(w io.Writer, g *dcpb.AdminGroup, st *dcpb.AdminStatusReply) {
 	for _, r := range g.Reasons {
 		fmt.Fprintf(w, "- %s\n", r)
 	}
+}
+
+// health says how a replica is, and how far if it gets the whole state.
+func health(r *dcpb.AdminReplica, name func(uint64) string) string {
+	g := r.Receiving
+	switch {
+	case g == nil:
+		return r.Health
+	case g.Whole:
+		return "restoring " + bytesText(g.Bytes)
+	}
+	s := "receiving " + bytesText(g.Bytes)
+	if g.Size > 0 {
+		s += fmt.Sprintf(" of about %s (%d%%)", bytesText(g.Size), min(99, g.Bytes*100/g.Size))
+	}
+	if g.From != 0 {
+		s += " from " + name(g.From)
+	}
+	return s
 }
 
 func dash(s string) string {

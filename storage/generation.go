@@ -182,24 +182,6 @@ func (g *generation) unrefLocked() {
 	}()
 }
 
-// unpinLocked takes back one pin of a version.
-func (g *generation) unpinLocked(at dc.Index) {
-	if g.pins[at]--; g.pins[at] == 0 {
-		delete(g.pins, at)
-	}
-}
-
-// discardLocked lets compaction drop old versions, when everything up to durable is on stable storage. The last state that all
-// replicas have stays, too: see Hold.
-func (g *generation) discardLocked(durable dc.Index) {
-	upTo := max(durable/groupStep*groupStep, g.durable.Index)
-	for pinned := range g.pins {
-		upTo = min(upTo, pinned)
-	}
-	g.discarded = max(g.discarded, uint64(upTo))
-	g.db.SetDiscardTs(g.discarded)
-}
-
 // write commits the rows of over at one version, in as many Badger transactions as it takes; the applied mark comes with
 // the last one. Until the shard moves its applied index nothing of it is seen.
 func (g *generation) write(over *overlay, m Mark, clock int64, boot string) error {

@@ -24,7 +24,7 @@ type Held struct {
 	Clock int64
 	shard *Shard
 	gen   *generation
-	size  uint64 // bytes of all rows, about
+	size  uint64 // bytes of all rows, about: old versions count, rows still in memory do not
 	once  sync.Once
 }
 
@@ -90,6 +90,24 @@ func (g *generation) stateAtLocked(at dc.Index, boot string) (m Mark, clock int6
 		return m, 0, gone()
 	}
 	return m, clock, nil
+}
+
+// unpinLocked takes back one pin of a version.
+func (g *generation) unpinLocked(at dc.Index) {
+	if g.pins[at]--; g.pins[at] == 0 {
+		delete(g.pins, at)
+	}
+}
+
+// discardLocked lets compaction drop old versions, when everything up to durable is on stable storage. The last state that all
+// replicas have stays, too: see Hold.
+func (g *generation) discardLocked(durable dc.Index) {
+	upTo := max(durable/groupStep*groupStep, g.durable.Index)
+	for pinned := range g.pins {
+		upTo = min(upTo, pinned)
+	}
+	g.discarded = max(g.discarded, uint64(upTo))
+	g.db.SetDiscardTs(g.discarded)
 }
 
 // Release lets the state go; a second call does nothing.

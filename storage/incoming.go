@@ -35,6 +35,8 @@ type incoming struct {
 	taken    uint64 // bytes of rows, before compression
 	unsynced int
 	whole    bool // the last frame is there
+
+	grown func(*incoming) // is told, if set
 }
 
 // openIncoming opens what is left in a shard's directory, or nothing. It cuts off a torn end.
@@ -83,7 +85,7 @@ func (in *incoming) count(sr *snapshotReader, rows []physicalRow) {
 
 // clear makes it empty.
 func (in *incoming) clear() error {
-	*in = incoming{path: in.path, hooks: in.hooks, file: in.file}
+	*in = incoming{path: in.path, hooks: in.hooks, file: in.file, grown: in.grown}
 	_, err := in.file.Seek(0, io.SeekStart)
 	return errors.Join(err, in.file.Truncate(0))
 }
@@ -155,6 +157,9 @@ func (in *incoming) append(parts ...[]byte) error {
 			return err
 		}
 	}
+	if in.grown != nil {
+		in.grown(in)
+	}
 	if err := in.hooks.at("incoming written"); err != nil {
 		return err
 	}
@@ -180,10 +185,11 @@ func (in *incoming) end() error {
 	if err := f.flush(); err != nil {
 		return err
 	}
+	in.whole = true
 	if err := in.append(b.Bytes()); err != nil {
+		in.whole = false
 		return err
 	}
-	in.whole = true
 	return in.sync()
 }
 

@@ -25,6 +25,35 @@ const (
 	fetchPause = 250 * time.Millisecond // after the first of them; after each further one twice as long
 )
 
+// A Receipt is how far a snapshot is that a shard receives.
+type Receipt struct {
+	Index dc.Index // of the entry whose state it is
+	Bytes uint64   // of rows, before compression, that are there
+	Size  uint64   // of all, about; 0 if the sender does not say
+	Whole bool     // all are there: they are being put in place
+}
+
+// Receiving tells how far the snapshot is that is being received; false if none is.
+func (s *Shard) Receiving() (Receipt, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.receipt == nil {
+		return Receipt{}, false
+	}
+	return *s.receipt, true
+}
+
+// received says so; nil is the end.
+func (s *Shard) received(in *incoming) {
+	var r *Receipt
+	if in != nil {
+		r = &Receipt{in.mark.Index, in.taken, in.size, in.whole}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.receipt = r
+}
+
 // Restore replaces the whole state by a snapshot of entry atLeast or a later one. First the rows are received into a file (incoming.go). When a stream
 // breaks off, Restore asks for what is missing; when it gives up or the process ends, the next Restore does. Then the
 // new state is built in a directory of its own and made durable there; the rename of CURRENT is the moment it counts, so a crash at any time
@@ -44,6 +73,9 @@ func (s *Shard) Restore(ctx context.Context, atLeast dc.Index, fetch Fetch) erro
 		return dc.Wrap(err, "storage.restore", s.dir)
 	}
 	defer in.file.Close()
+	in.grown = s.received
+	s.received(in)
+	defer s.received(nil)
 	err = s.receive(ctx, in, atLeast, fetch)
 	if err == nil {
 		err = s.install(ctx, in)

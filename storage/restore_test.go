@@ -29,11 +29,15 @@ type senders struct {
 	pick    func(n int) (shard, cut int)
 
 	pulls []Pull // that were asked for
+	asked func() // is called before each, if set
 	stale int    // and refused
 	bytes int    // sent
 }
 
 func (s *senders) fetch(ctx context.Context, p Pull) (io.ReadCloser, error) {
+	if s.asked != nil {
+		s.asked()
+	}
 	n, cut := s.pick(len(s.pulls))
 	s.pulls = append(s.pulls, p)
 	h, err := s.shards[n].Hold(p.At, s.atLeast)
@@ -90,11 +94,27 @@ func TestAPullGoesOnAfterEachBreak(t *testing.T) {
 	to := mustOpen(t, t.TempDir(), testConfig(t))
 	defer mustClose(t, to)
 	s := &senders{t: t, shards: []*Shard{from}, pick: func(n int) (int, int) { return 0, 350_000 + n*50_000 }}
+	var told []Receipt
+	s.asked = func() {
+		r, ok := to.Receiving()
+		if !ok {
+			t.Error("nothing tells that a snapshot is received")
+		}
+		told = append(told, r)
+	}
 	if err := to.Restore(t.Context(), 1, s.fetch); err != nil {
 		t.Fatal(err)
 	}
 	if mustHash(t, to) != mustHash(t, from) || to.Mark() != from.Mark() || to.Durable() != from.Mark() {
 		t.Errorf("restored %v, want %v", to.Mark(), from.Mark())
+	}
+	for i, r := range told[1:] {
+		if r.Index != from.Mark().Index || r.Bytes <= told[i].Bytes || r.Whole {
+			t.Errorf("before stream %d it was told to be at %+v", i+1, r)
+		}
+	}
+	if r, ok := to.Receiving(); ok {
+		t.Errorf("after the end: %+v", r)
 	}
 	if len(s.pulls) < 3 {
 		t.Fatalf("only %d streams: the test is too small", len(s.pulls))

@@ -128,6 +128,7 @@ type Shard struct {
 	durable Mark          // of the last checkpoint
 	moved   chan struct{} // closed and replaced when applied grows or the shard closes; nil if nobody waits
 	failed  error         // why the shard refuses work
+	receipt *Receipt      // of the snapshot that is being received
 }
 
 // Open opens the shard in dir, creating it if there is none. A shard is open once at a time.

@@ -453,7 +453,8 @@ type AdminReplica struct {
 	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`     // voter, non-voter, wanted, leaving
 	Health        string                 `protobuf:"bytes,3,opt,name=health,proto3" json:"health,omitempty"` // ok, behind, down, unknown
 	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
-	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"` // entries behind the leader's commit index
+	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`            // entries behind the leader's commit index
+	Receiving     *Receiving             `protobuf:"bytes,6,opt,name=receiving,proto3" json:"receiving,omitempty"` // if it is getting the whole state, because the log does not reach back to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -523,6 +524,90 @@ func (x *AdminReplica) GetLag() uint64 {
 	return 0
 }
 
+func (x *AdminReplica) GetReceiving() *Receiving {
+	if x != nil {
+		return x.Receiving
+	}
+	return nil
+}
+
+// Receiving is how far the state is that a replica is getting.
+type Receiving struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`   // a node; 0 while no other node sends: the state is being put in place, or asked for again
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"` // the entry whose state it is
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"` // of rows, before compression, that are there
+	Size          uint64                 `protobuf:"varint,4,opt,name=size,proto3" json:"size,omitempty"`   // of all, about; 0 if it is not known
+	Whole         bool                   `protobuf:"varint,5,opt,name=whole,proto3" json:"whole,omitempty"` // all are there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Receiving) Reset() {
+	*x = Receiving{}
+	mi := &file_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Receiving) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Receiving) ProtoMessage() {}
+
+func (x *Receiving) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Receiving.ProtoReflect.Descriptor instead.
+func (*Receiving) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Receiving) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *Receiving) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Receiving) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Receiving) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Receiving) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
 type AdminTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -533,7 +618,7 @@ type AdminTokenRequest struct {
 
 func (x *AdminTokenRequest) Reset() {
 	*x = AdminTokenRequest{}
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -545,7 +630,7 @@ func (x *AdminTokenRequest) String() string {
 func (*AdminTokenRequest) ProtoMessage() {}
 
 func (x *AdminTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[5]
+	mi := &file_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -558,7 +643,7 @@ func (x *AdminTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminTokenRequest.ProtoReflect.Descriptor instead.
 func (*AdminTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{5}
+	return file_admin_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AdminTokenRequest) GetHeader() *Header {
@@ -585,7 +670,7 @@ type AdminTokenReply struct {
 
 func (x *AdminTokenReply) Reset() {
 	*x = AdminTokenReply{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +682,7 @@ func (x *AdminTokenReply) String() string {
 func (*AdminTokenReply) ProtoMessage() {}
 
 func (x *AdminTokenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +695,7 @@ func (x *AdminTokenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminTokenReply.ProtoReflect.Descriptor instead.
 func (*AdminTokenReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AdminTokenReply) GetToken() string {
@@ -639,7 +724,7 @@ type AdminDrainRequest struct {
 
 func (x *AdminDrainRequest) Reset() {
 	*x = AdminDrainRequest{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +736,7 @@ func (x *AdminDrainRequest) String() string {
 func (*AdminDrainRequest) ProtoMessage() {}
 
 func (x *AdminDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +749,7 @@ func (x *AdminDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminDrainRequest.ProtoReflect.Descriptor instead.
 func (*AdminDrainRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AdminDrainRequest) GetHeader() *Header {
@@ -703,7 +788,7 @@ type AdminDrainReply struct {
 
 func (x *AdminDrainReply) Reset() {
 	*x = AdminDrainReply{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +800,7 @@ func (x *AdminDrainReply) String() string {
 func (*AdminDrainReply) ProtoMessage() {}
 
 func (x *AdminDrainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +813,7 @@ func (x *AdminDrainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminDrainReply.ProtoReflect.Descriptor instead.
 func (*AdminDrainReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 type AdminRemoveRequest struct {
@@ -741,7 +826,7 @@ type AdminRemoveRequest struct {
 
 func (x *AdminRemoveRequest) Reset() {
 	*x = AdminRemoveRequest{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +838,7 @@ func (x *AdminRemoveRequest) String() string {
 func (*AdminRemoveRequest) ProtoMessage() {}
 
 func (x *AdminRemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +851,7 @@ func (x *AdminRemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminRemoveRequest.ProtoReflect.Descriptor instead.
 func (*AdminRemoveRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdminRemoveRequest) GetHeader() *Header {
@@ -791,7 +876,7 @@ type AdminRemoveReply struct {
 
 func (x *AdminRemoveReply) Reset() {
 	*x = AdminRemoveReply{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +888,7 @@ func (x *AdminRemoveReply) String() string {
 func (*AdminRemoveReply) ProtoMessage() {}
 
 func (x *AdminRemoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +901,7 @@ func (x *AdminRemoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminRemoveReply.ProtoReflect.Descriptor instead.
 func (*AdminRemoveReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 type AdminMoveGroupRequest struct {
@@ -834,7 +919,7 @@ type AdminMoveGroupRequest struct {
 
 func (x *AdminMoveGroupRequest) Reset() {
 	*x = AdminMoveGroupRequest{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -846,7 +931,7 @@ func (x *AdminMoveGroupRequest) String() string {
 func (*AdminMoveGroupRequest) ProtoMessage() {}
 
 func (x *AdminMoveGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -859,7 +944,7 @@ func (x *AdminMoveGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminMoveGroupRequest.ProtoReflect.Descriptor instead.
 func (*AdminMoveGroupRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AdminMoveGroupRequest) GetHeader() *Header {
@@ -919,7 +1004,7 @@ type AdminMoveGroupReply struct {
 
 func (x *AdminMoveGroupReply) Reset() {
 	*x = AdminMoveGroupReply{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1016,7 @@ func (x *AdminMoveGroupReply) String() string {
 func (*AdminMoveGroupReply) ProtoMessage() {}
 
 func (x *AdminMoveGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1029,7 @@ func (x *AdminMoveGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminMoveGroupReply.ProtoReflect.Descriptor instead.
 func (*AdminMoveGroupReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 var File_admin_proto protoreflect.FileDescriptor
@@ -998,13 +1083,20 @@ const file_admin_proto_rawDesc = "" +
 	"\areasons\x18\n" +
 	" \x03(\tR\areasons\x12\x16\n" +
 	"\x06pinned\x18\v \x01(\bR\x06pinned\x12\x16\n" +
-	"\x06prefer\x18\f \x01(\x04R\x06prefer\"z\n" +
+	"\x06prefer\x18\f \x01(\x04R\x06prefer\"\xaa\x01\n" +
 	"\fAdminReplica\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
 	"\x06health\x18\x03 \x01(\tR\x06health\x12\x18\n" +
 	"\aapplied\x18\x04 \x01(\x04R\aapplied\x12\x10\n" +
-	"\x03lag\x18\x05 \x01(\x04R\x03lag\"Q\n" +
+	"\x03lag\x18\x05 \x01(\x04R\x03lag\x12.\n" +
+	"\treceiving\x18\x06 \x01(\v2\x10.dc.v1.ReceivingR\treceiving\"u\n" +
+	"\tReceiving\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
+	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x14\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\"Q\n" +
 	"\x11AdminTokenRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\"F\n" +
@@ -1050,49 +1142,51 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_admin_proto_goTypes = []any{
 	(*AdminStatusRequest)(nil),    // 0: dc.v1.AdminStatusRequest
 	(*AdminStatusReply)(nil),      // 1: dc.v1.AdminStatusReply
 	(*AdminNode)(nil),             // 2: dc.v1.AdminNode
 	(*AdminGroup)(nil),            // 3: dc.v1.AdminGroup
 	(*AdminReplica)(nil),          // 4: dc.v1.AdminReplica
-	(*AdminTokenRequest)(nil),     // 5: dc.v1.AdminTokenRequest
-	(*AdminTokenReply)(nil),       // 6: dc.v1.AdminTokenReply
-	(*AdminDrainRequest)(nil),     // 7: dc.v1.AdminDrainRequest
-	(*AdminDrainReply)(nil),       // 8: dc.v1.AdminDrainReply
-	(*AdminRemoveRequest)(nil),    // 9: dc.v1.AdminRemoveRequest
-	(*AdminRemoveReply)(nil),      // 10: dc.v1.AdminRemoveReply
-	(*AdminMoveGroupRequest)(nil), // 11: dc.v1.AdminMoveGroupRequest
-	(*AdminMoveGroupReply)(nil),   // 12: dc.v1.AdminMoveGroupReply
-	nil,                           // 13: dc.v1.AdminNode.LabelsEntry
-	(*Header)(nil),                // 14: dc.v1.Header
+	(*Receiving)(nil),             // 5: dc.v1.Receiving
+	(*AdminTokenRequest)(nil),     // 6: dc.v1.AdminTokenRequest
+	(*AdminTokenReply)(nil),       // 7: dc.v1.AdminTokenReply
+	(*AdminDrainRequest)(nil),     // 8: dc.v1.AdminDrainRequest
+	(*AdminDrainReply)(nil),       // 9: dc.v1.AdminDrainReply
+	(*AdminRemoveRequest)(nil),    // 10: dc.v1.AdminRemoveRequest
+	(*AdminRemoveReply)(nil),      // 11: dc.v1.AdminRemoveReply
+	(*AdminMoveGroupRequest)(nil), // 12: dc.v1.AdminMoveGroupRequest
+	(*AdminMoveGroupReply)(nil),   // 13: dc.v1.AdminMoveGroupReply
+	nil,                           // 14: dc.v1.AdminNode.LabelsEntry
+	(*Header)(nil),                // 15: dc.v1.Header
 }
 var file_admin_proto_depIdxs = []int32{
-	14, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
+	15, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
 	2,  // 1: dc.v1.AdminStatusReply.nodes:type_name -> dc.v1.AdminNode
 	3,  // 2: dc.v1.AdminStatusReply.groups:type_name -> dc.v1.AdminGroup
-	13, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
+	14, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
 	4,  // 4: dc.v1.AdminGroup.replicas:type_name -> dc.v1.AdminReplica
-	14, // 5: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
-	14, // 6: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
-	14, // 7: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
-	14, // 8: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
-	0,  // 9: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
-	5,  // 10: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
-	7,  // 11: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
-	11, // 12: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
-	9,  // 13: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
-	1,  // 14: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
-	6,  // 15: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
-	8,  // 16: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
-	12, // 17: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
-	10, // 18: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
-	14, // [14:19] is the sub-list for method output_type
-	9,  // [9:14] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	5,  // 5: dc.v1.AdminReplica.receiving:type_name -> dc.v1.Receiving
+	15, // 6: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
+	15, // 7: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
+	15, // 8: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
+	15, // 9: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
+	0,  // 10: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
+	6,  // 11: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
+	8,  // 12: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
+	12, // 13: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
+	10, // 14: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
+	1,  // 15: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
+	7,  // 16: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
+	9,  // 17: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
+	13, // 18: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
+	11, // 19: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
+	15, // [15:20] is the sub-list for method output_type
+	10, // [10:15] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1107,7 +1201,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

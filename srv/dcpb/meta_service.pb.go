@@ -664,7 +664,8 @@ type MetaReplicaState struct {
 	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
 	Commit        uint64                 `protobuf:"varint,4,opt,name=commit,proto3" json:"commit,omitempty"`
 	Applied       uint64                 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
-	Members       []*MetaMember          `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"` // the configuration, told by the leader only
+	Members       []*MetaMember          `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`     // the configuration, told by the leader only
+	Receiving     *Receiving             `protobuf:"bytes,7,opt,name=receiving,proto3" json:"receiving,omitempty"` // as AdminReplica has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -737,6 +738,13 @@ func (x *MetaReplicaState) GetApplied() uint64 {
 func (x *MetaReplicaState) GetMembers() []*MetaMember {
 	if x != nil {
 		return x.Members
+	}
+	return nil
+}
+
+func (x *MetaReplicaState) GetReceiving() *Receiving {
+	if x != nil {
+		return x.Receiving
 	}
 	return nil
 }
@@ -2379,14 +2387,15 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x04cpus\x18\b \x01(\rR\x04cpus\x12\x12\n" +
 	"\x04full\x18\t \x01(\bR\x04full\x12\x16\n" +
 	"\x06blocks\x18\n" +
-	" \x01(\x04R\x06blocks\"\xb3\x01\n" +
+	" \x01(\x04R\x06blocks\"\xe3\x01\n" +
 	"\x10MetaReplicaState\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x12\n" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\x12\x16\n" +
 	"\x06commit\x18\x04 \x01(\x04R\x06commit\x12\x18\n" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12+\n" +
-	"\amembers\x18\x06 \x03(\v2\x11.dc.v1.MetaMemberR\amembers\"6\n" +
+	"\amembers\x18\x06 \x03(\v2\x11.dc.v1.MetaMemberR\amembers\x12.\n" +
+	"\treceiving\x18\a \x01(\v2\x10.dc.v1.ReceivingR\treceiving\"6\n" +
 	"\n" +
 	"MetaMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
@@ -2577,8 +2586,9 @@ var file_meta_service_proto_goTypes = []any{
 	nil,                                 // 37: dc.v1.MetaRegisterRequest.SetLabelsEntry
 	nil,                                 // 38: dc.v1.MetaSetNodeRequest.SetLabelsEntry
 	(*Header)(nil),                      // 39: dc.v1.Header
-	(*AdminNode)(nil),                   // 40: dc.v1.AdminNode
-	(*AdminGroup)(nil),                  // 41: dc.v1.AdminGroup
+	(*Receiving)(nil),                   // 40: dc.v1.Receiving
+	(*AdminNode)(nil),                   // 41: dc.v1.AdminNode
+	(*AdminGroup)(nil),                  // 42: dc.v1.AdminGroup
 }
 var file_meta_service_proto_depIdxs = []int32{
 	2,  // 0: dc.v1.JoinReply.map:type_name -> dc.v1.MetaMap
@@ -2590,65 +2600,66 @@ var file_meta_service_proto_depIdxs = []int32{
 	39, // 6: dc.v1.MetaHeartbeatRequest.header:type_name -> dc.v1.Header
 	8,  // 7: dc.v1.MetaHeartbeatRequest.replicas:type_name -> dc.v1.MetaReplicaState
 	9,  // 8: dc.v1.MetaReplicaState.members:type_name -> dc.v1.MetaMember
-	11, // 9: dc.v1.MetaHeartbeatReply.moves:type_name -> dc.v1.MetaMove
-	39, // 10: dc.v1.MetaWatchRequest.header:type_name -> dc.v1.Header
-	2,  // 11: dc.v1.MetaWatchReply.map:type_name -> dc.v1.MetaMap
-	39, // 12: dc.v1.MetaStatusRequest.header:type_name -> dc.v1.Header
-	40, // 13: dc.v1.MetaStatusReply.nodes:type_name -> dc.v1.AdminNode
-	41, // 14: dc.v1.MetaStatusReply.groups:type_name -> dc.v1.AdminGroup
-	39, // 15: dc.v1.MetaMintTokenRequest.header:type_name -> dc.v1.Header
-	39, // 16: dc.v1.MetaAdmitRequest.header:type_name -> dc.v1.Header
-	2,  // 17: dc.v1.MetaAdmitReply.map:type_name -> dc.v1.MetaMap
-	39, // 18: dc.v1.MetaSetNodeRequest.header:type_name -> dc.v1.Header
-	38, // 19: dc.v1.MetaSetNodeRequest.set_labels:type_name -> dc.v1.MetaSetNodeRequest.SetLabelsEntry
-	3,  // 20: dc.v1.MetaSetNodeReply.node:type_name -> dc.v1.MetaMapNode
-	39, // 21: dc.v1.MetaRemoveNodeRequest.header:type_name -> dc.v1.Header
-	3,  // 22: dc.v1.MetaRemoveNodeReply.node:type_name -> dc.v1.MetaMapNode
-	39, // 23: dc.v1.MetaMoveGroupRequest.header:type_name -> dc.v1.Header
-	39, // 24: dc.v1.MetaGroupStartedRequest.header:type_name -> dc.v1.Header
-	39, // 25: dc.v1.MetaCreateDescriptorRequest.header:type_name -> dc.v1.Header
-	39, // 26: dc.v1.MetaDescriptorRequest.header:type_name -> dc.v1.Header
-	28, // 27: dc.v1.MetaDescriptorReply.descriptor:type_name -> dc.v1.MetaDescriptor
-	39, // 28: dc.v1.MetaListDescriptorsRequest.header:type_name -> dc.v1.Header
-	28, // 29: dc.v1.MetaListDescriptorsReply.descriptors:type_name -> dc.v1.MetaDescriptor
-	39, // 30: dc.v1.MetaDropRequest.header:type_name -> dc.v1.Header
-	5,  // 31: dc.v1.Meta.Register:input_type -> dc.v1.MetaRegisterRequest
-	7,  // 32: dc.v1.Meta.Heartbeat:input_type -> dc.v1.MetaHeartbeatRequest
-	12, // 33: dc.v1.Meta.Watch:input_type -> dc.v1.MetaWatchRequest
-	14, // 34: dc.v1.Meta.Status:input_type -> dc.v1.MetaStatusRequest
-	16, // 35: dc.v1.Meta.MintToken:input_type -> dc.v1.MetaMintTokenRequest
-	18, // 36: dc.v1.Meta.Admit:input_type -> dc.v1.MetaAdmitRequest
-	20, // 37: dc.v1.Meta.SetNode:input_type -> dc.v1.MetaSetNodeRequest
-	22, // 38: dc.v1.Meta.RemoveNode:input_type -> dc.v1.MetaRemoveNodeRequest
-	24, // 39: dc.v1.Meta.MoveGroup:input_type -> dc.v1.MetaMoveGroupRequest
-	26, // 40: dc.v1.Meta.GroupStarted:input_type -> dc.v1.MetaGroupStartedRequest
-	29, // 41: dc.v1.Meta.CreateDescriptor:input_type -> dc.v1.MetaCreateDescriptorRequest
-	30, // 42: dc.v1.Meta.Descriptor:input_type -> dc.v1.MetaDescriptorRequest
-	32, // 43: dc.v1.Meta.ListDescriptors:input_type -> dc.v1.MetaListDescriptorsRequest
-	34, // 44: dc.v1.Meta.MarkDropping:input_type -> dc.v1.MetaDropRequest
-	34, // 45: dc.v1.Meta.RemoveDescriptor:input_type -> dc.v1.MetaDropRequest
-	0,  // 46: dc.v1.Join.Join:input_type -> dc.v1.JoinRequest
-	6,  // 47: dc.v1.Meta.Register:output_type -> dc.v1.MetaRegisterReply
-	10, // 48: dc.v1.Meta.Heartbeat:output_type -> dc.v1.MetaHeartbeatReply
-	13, // 49: dc.v1.Meta.Watch:output_type -> dc.v1.MetaWatchReply
-	15, // 50: dc.v1.Meta.Status:output_type -> dc.v1.MetaStatusReply
-	17, // 51: dc.v1.Meta.MintToken:output_type -> dc.v1.MetaMintTokenReply
-	19, // 52: dc.v1.Meta.Admit:output_type -> dc.v1.MetaAdmitReply
-	21, // 53: dc.v1.Meta.SetNode:output_type -> dc.v1.MetaSetNodeReply
-	23, // 54: dc.v1.Meta.RemoveNode:output_type -> dc.v1.MetaRemoveNodeReply
-	25, // 55: dc.v1.Meta.MoveGroup:output_type -> dc.v1.MetaMoveGroupReply
-	27, // 56: dc.v1.Meta.GroupStarted:output_type -> dc.v1.MetaGroupStartedReply
-	31, // 57: dc.v1.Meta.CreateDescriptor:output_type -> dc.v1.MetaDescriptorReply
-	31, // 58: dc.v1.Meta.Descriptor:output_type -> dc.v1.MetaDescriptorReply
-	33, // 59: dc.v1.Meta.ListDescriptors:output_type -> dc.v1.MetaListDescriptorsReply
-	35, // 60: dc.v1.Meta.MarkDropping:output_type -> dc.v1.MetaDropReply
-	35, // 61: dc.v1.Meta.RemoveDescriptor:output_type -> dc.v1.MetaDropReply
-	1,  // 62: dc.v1.Join.Join:output_type -> dc.v1.JoinReply
-	47, // [47:63] is the sub-list for method output_type
-	31, // [31:47] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	40, // 9: dc.v1.MetaReplicaState.receiving:type_name -> dc.v1.Receiving
+	11, // 10: dc.v1.MetaHeartbeatReply.moves:type_name -> dc.v1.MetaMove
+	39, // 11: dc.v1.MetaWatchRequest.header:type_name -> dc.v1.Header
+	2,  // 12: dc.v1.MetaWatchReply.map:type_name -> dc.v1.MetaMap
+	39, // 13: dc.v1.MetaStatusRequest.header:type_name -> dc.v1.Header
+	41, // 14: dc.v1.MetaStatusReply.nodes:type_name -> dc.v1.AdminNode
+	42, // 15: dc.v1.MetaStatusReply.groups:type_name -> dc.v1.AdminGroup
+	39, // 16: dc.v1.MetaMintTokenRequest.header:type_name -> dc.v1.Header
+	39, // 17: dc.v1.MetaAdmitRequest.header:type_name -> dc.v1.Header
+	2,  // 18: dc.v1.MetaAdmitReply.map:type_name -> dc.v1.MetaMap
+	39, // 19: dc.v1.MetaSetNodeRequest.header:type_name -> dc.v1.Header
+	38, // 20: dc.v1.MetaSetNodeRequest.set_labels:type_name -> dc.v1.MetaSetNodeRequest.SetLabelsEntry
+	3,  // 21: dc.v1.MetaSetNodeReply.node:type_name -> dc.v1.MetaMapNode
+	39, // 22: dc.v1.MetaRemoveNodeRequest.header:type_name -> dc.v1.Header
+	3,  // 23: dc.v1.MetaRemoveNodeReply.node:type_name -> dc.v1.MetaMapNode
+	39, // 24: dc.v1.MetaMoveGroupRequest.header:type_name -> dc.v1.Header
+	39, // 25: dc.v1.MetaGroupStartedRequest.header:type_name -> dc.v1.Header
+	39, // 26: dc.v1.MetaCreateDescriptorRequest.header:type_name -> dc.v1.Header
+	39, // 27: dc.v1.MetaDescriptorRequest.header:type_name -> dc.v1.Header
+	28, // 28: dc.v1.MetaDescriptorReply.descriptor:type_name -> dc.v1.MetaDescriptor
+	39, // 29: dc.v1.MetaListDescriptorsRequest.header:type_name -> dc.v1.Header
+	28, // 30: dc.v1.MetaListDescriptorsReply.descriptors:type_name -> dc.v1.MetaDescriptor
+	39, // 31: dc.v1.MetaDropRequest.header:type_name -> dc.v1.Header
+	5,  // 32: dc.v1.Meta.Register:input_type -> dc.v1.MetaRegisterRequest
+	7,  // 33: dc.v1.Meta.Heartbeat:input_type -> dc.v1.MetaHeartbeatRequest
+	12, // 34: dc.v1.Meta.Watch:input_type -> dc.v1.MetaWatchRequest
+	14, // 35: dc.v1.Meta.Status:input_type -> dc.v1.MetaStatusRequest
+	16, // 36: dc.v1.Meta.MintToken:input_type -> dc.v1.MetaMintTokenRequest
+	18, // 37: dc.v1.Meta.Admit:input_type -> dc.v1.MetaAdmitRequest
+	20, // 38: dc.v1.Meta.SetNode:input_type -> dc.v1.MetaSetNodeRequest
+	22, // 39: dc.v1.Meta.RemoveNode:input_type -> dc.v1.MetaRemoveNodeRequest
+	24, // 40: dc.v1.Meta.MoveGroup:input_type -> dc.v1.MetaMoveGroupRequest
+	26, // 41: dc.v1.Meta.GroupStarted:input_type -> dc.v1.MetaGroupStartedRequest
+	29, // 42: dc.v1.Meta.CreateDescriptor:input_type -> dc.v1.MetaCreateDescriptorRequest
+	30, // 43: dc.v1.Meta.Descriptor:input_type -> dc.v1.MetaDescriptorRequest
+	32, // 44: dc.v1.Meta.ListDescriptors:input_type -> dc.v1.MetaListDescriptorsRequest
+	34, // 45: dc.v1.Meta.MarkDropping:input_type -> dc.v1.MetaDropRequest
+	34, // 46: dc.v1.Meta.RemoveDescriptor:input_type -> dc.v1.MetaDropRequest
+	0,  // 47: dc.v1.Join.Join:input_type -> dc.v1.JoinRequest
+	6,  // 48: dc.v1.Meta.Register:output_type -> dc.v1.MetaRegisterReply
+	10, // 49: dc.v1.Meta.Heartbeat:output_type -> dc.v1.MetaHeartbeatReply
+	13, // 50: dc.v1.Meta.Watch:output_type -> dc.v1.MetaWatchReply
+	15, // 51: dc.v1.Meta.Status:output_type -> dc.v1.MetaStatusReply
+	17, // 52: dc.v1.Meta.MintToken:output_type -> dc.v1.MetaMintTokenReply
+	19, // 53: dc.v1.Meta.Admit:output_type -> dc.v1.MetaAdmitReply
+	21, // 54: dc.v1.Meta.SetNode:output_type -> dc.v1.MetaSetNodeReply
+	23, // 55: dc.v1.Meta.RemoveNode:output_type -> dc.v1.MetaRemoveNodeReply
+	25, // 56: dc.v1.Meta.MoveGroup:output_type -> dc.v1.MetaMoveGroupReply
+	27, // 57: dc.v1.Meta.GroupStarted:output_type -> dc.v1.MetaGroupStartedReply
+	31, // 58: dc.v1.Meta.CreateDescriptor:output_type -> dc.v1.MetaDescriptorReply
+	31, // 59: dc.v1.Meta.Descriptor:output_type -> dc.v1.MetaDescriptorReply
+	33, // 60: dc.v1.Meta.ListDescriptors:output_type -> dc.v1.MetaListDescriptorsReply
+	35, // 61: dc.v1.Meta.MarkDropping:output_type -> dc.v1.MetaDropReply
+	35, // 62: dc.v1.Meta.RemoveDescriptor:output_type -> dc.v1.MetaDropReply
+	1,  // 63: dc.v1.Join.Join:output_type -> dc.v1.JoinReply
+	48, // [48:64] is the sub-list for method output_type
+	32, // [32:48] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_meta_service_proto_init() }

@@ -105,6 +105,7 @@ func (s *Service) adminGroupLocked(t *term, v *view, held map[dc.NodeID]int, vg 
 		if b := t.beats[dc.NodeID(n)]; b != nil {
 			if own := b.replica(vg.id); own != nil {
 				rep.Applied, rep.Lag = own.Applied, a.Commit-min(a.Commit, own.Applied)
+				rep.Receiving = own.Receiving
 			}
 		}
 		a.Replicas = append(a.Replicas, rep)

@@ -75,7 +75,7 @@ func (n *Node) knownStatus(reply *dcpb.AdminStatusReply) {
 		for _, id := range rec.Nodes {
 			r := &dcpb.AdminReplica{Node: id, Role: "wanted", Health: "unknown"}
 			if id == uint64(n.id.Node) && own.Group != 0 {
-				r.Role, r.Applied = "voter", own.Applied
+				r.Role, r.Applied, r.Receiving = "voter", own.Applied, own.Receiving
 			}
 			g.Replicas = append(g.Replicas, r)
 		}

@@ -77,6 +77,9 @@ func (m *member) state() *dcpb.MetaReplicaState {
 	s := &dcpb.MetaReplicaState{
 		Group: uint64(m.id), Leader: uint64(st.Leader), Term: uint64(st.Term), Commit: uint64(st.Commit), Applied: uint64(st.Applied),
 	}
+	if r, ok := m.shard.Receiving(); ok {
+		s.Receiving = &dcpb.Receiving{From: uint64(st.PullingFrom), Index: uint64(r.Index), Bytes: r.Bytes, Size: r.Size, Whole: r.Whole}
+	}
 	if st.Leading {
 		for _, member := range st.Members {
 			s.Members = append(s.Members, &dcpb.MetaMember{Node: uint64(member.Node), Voter: member.Voter})

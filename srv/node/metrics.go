@@ -56,6 +56,7 @@ var (
 	descCommit  = prometheus.NewDesc("dc_replica_commit_index", "Commit index.", []string{"group"}, nil)
 	descApplied = prometheus.NewDesc("dc_replica_applied_index", "Index applied to the shard.", []string{"group"}, nil)
 	descBytes   = prometheus.NewDesc("dc_replica_disk_bytes", "Size of the shard's tables, about.", []string{"group"}, nil)
+	descPulled  = prometheus.NewDesc("dc_replica_received_bytes", "Bytes of rows of a snapshot that the replica has received so far; only while it receives one.", []string{"group"}, nil)
 	descFree    = prometheus.NewDesc("dc_disk_free_bytes", "Free bytes of the file system that holds the node's data.", nil, nil)
 	descTotal   = prometheus.NewDesc("dc_disk_total_bytes", "Size of that file system.", nil, nil)
 )
@@ -65,7 +66,7 @@ type replicaCollector struct{ n *Node }
 
 // Describe implements prometheus.Collector.
 func (c *replicaCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLeading, descTerm, descCommit, descApplied, descBytes, descFree, descTotal} {
+	for _, d := range []*prometheus.Desc{descLeading, descTerm, descCommit, descApplied, descBytes, descPulled, descFree, descTotal} {
 		ch <- d
 	}
 }
@@ -86,6 +87,9 @@ func (c *replicaCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge(descCommit, float64(st.Commit), group)
 		gauge(descApplied, float64(st.Applied), group)
 		gauge(descBytes, float64(m.shard.Stats().DiskBytes), group)
+		if r, ok := m.shard.Receiving(); ok {
+			gauge(descPulled, float64(r.Bytes), group)
+		}
 	}
 	free, total := c.n.space.sizes()
 	gauge(descFree, float64(free))
