@@ -17,11 +17,11 @@ func (s *Server) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, o
 	if st != fuse.OK {
 		return st
 	}
-	if len(name) > dc.MaxNameBytes {
-		return fuse.Status(unix.ENAMETOOLONG)
-	}
 	ctx, done := s.door.Context(cancel, h, dc.OpTimeout)
 	defer done()
+	if err := fits(d, name); err != nil {
+		return s.door.Status(ctx, err)
+	}
 	s.settle(ctx, d.Key())
 	n, err := d.Lookup(ctx, name)
 	if err != nil {
@@ -31,6 +31,15 @@ func (s *Server) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, o
 		return s.door.Status(ctx, err)
 	}
 	return s.entry(ctx, n, out)
+}
+
+// fits says whether a directory's entry can have a name; the error names the limit and not the whole name.
+func fits(d Dir, name string) error {
+	if len(name) <= dc.MaxNameBytes {
+		return nil
+	}
+	return dc.Errorf(dc.NameTooLong, "name", d.Key()+"/"+strings.ToValidUTF8(name[:32], "")+"...", "a name of %d bytes exceeds the limit of %d (MaxNameBytes)",
+		len(name), dc.MaxNameBytes)
 }
 
 // entry tells the kernel of a node.

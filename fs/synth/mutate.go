@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
 	"missingos/srv/dc"
 )
@@ -15,11 +14,11 @@ func (s *Server) change(cancel <-chan struct{}, h *fuse.InHeader, name string, f
 	if st != fuse.OK {
 		return st
 	}
-	if len(name) > dc.MaxNameBytes {
-		return fuse.Status(unix.ENAMETOOLONG)
-	}
 	ctx, done := s.door.Context(cancel, h, dc.OpTimeout)
 	defer done()
+	if err := fits(d, name); err != nil {
+		return s.door.Status(ctx, err)
+	}
 	return s.door.Status(ctx, fn(ctx, d))
 }
 
@@ -76,9 +75,6 @@ func (s *Server) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName
 	if st != fuse.OK {
 		return st
 	}
-	if len(newName) > dc.MaxNameBytes {
-		return fuse.Status(unix.ENAMETOOLONG)
-	}
 	from, st := s.dir(in.NodeId)
 	if st != fuse.OK {
 		return st
@@ -87,6 +83,9 @@ func (s *Server) Rename(cancel <-chan struct{}, in *fuse.RenameIn, name, newName
 		return fuse.EXDEV
 	}
 	return s.change(cancel, &in.InHeader, name, func(ctx context.Context, d Dir) error {
+		if err := fits(to, newName); err != nil {
+			return err
+		}
 		r, ok := d.(Renamer)
 		if !ok {
 			return cannot("rename", d, name, "files cannot be renamed here")

@@ -331,3 +331,29 @@ func TestNodesAreForgotten(t *testing.T) {
 		t.Errorf("%d nodes and %d keys are left", s.Nodes(), len(s.byKey))
 	}
 }
+
+func TestANameOverTheLimitIsToldWithTheLimit(t *testing.T) {
+	door := NewDoor(1, nil)
+	s := NewServer(door, Static("r"))
+	h := header(0)
+	h.NodeId = RootID
+	ctx, stop := door.Context(nil, h, time.Minute)
+	defer stop()
+	name := strings.Repeat("x", dc.MaxNameBytes+1)
+	calls := map[string]func() fuse.Status{
+		"lookup": func() fuse.Status { return s.Lookup(nil, h, name, &fuse.EntryOut{}) },
+		"unlink": func() fuse.Status { return s.Unlink(nil, h, name) },
+		"rename": func() fuse.Status {
+			return s.Rename(nil, &fuse.RenameIn{InHeader: *h, Newdir: RootID}, "a", name)
+		},
+	}
+	for op, call := range calls {
+		before := len(door.Errors(ctx))
+		if st := call(); st != fuse.Status(unix.ENAMETOOLONG) {
+			t.Errorf("%s: got %v, want ENAMETOOLONG", op, st)
+		}
+		if got := door.Errors(ctx); len(got) != before+1 || !strings.Contains(got[0].Text, "limit of 255 (MaxNameBytes)") {
+			t.Errorf("%s: got %v, want a line with the limit", op, got)
+		}
+	}
+}
