@@ -29,6 +29,7 @@ type Status struct {
 	LastIndex   dc.Index
 	Members     []Member
 	ConfIndex   uint64    // index of the configuration, for the change operations
+	Held        int       // states that this replica keeps for others to pull
 	PullingFrom dc.NodeID // who sends this replica a snapshot; zero if nobody does
 	LastSpoken  time.Time // when a follower last heard of its leader
 }
@@ -40,7 +41,7 @@ func (g *Group) Status() Status {
 	s := Status{
 		Group: g.cfg.ID, Leader: leader, Leading: leading, Term: term, Commit: dc.Index(g.raft.CommitIndex()),
 		Applied: dc.Index(g.fsm.index()), LastIndex: dc.Index(g.raft.LastIndex()), LastSpoken: g.raft.LastContact(),
-		PullingFrom: dc.NodeID(g.pulling.Load()),
+		PullingFrom: dc.NodeID(g.pulling.Load()), Held: g.holds.count(),
 	}
 	f := g.raft.GetConfiguration()
 	if f.Error() == nil {

@@ -106,6 +106,12 @@ func (s *holds) sweep(now time.Time) bool {
 	return len(s.all) > 0
 }
 
+func (s *holds) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all)
+}
+
 // close releases everything. Streams that still run find their state gone.
 func (s *holds) close() {
 	s.mu.Lock()
