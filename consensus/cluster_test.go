@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,6 +29,7 @@ type journal struct {
 	applied func()
 	past    map[dc.Index][]byte // states to go on from, if not nil
 	broken  func()              // if set, the first stream of a Restore breaks, and this is called before the next
+	queued  atomic.Bool
 }
 
 type journalState struct {
@@ -65,6 +67,8 @@ func (j *journal) Apply(entries []Entry) [][]Result {
 func (j *journal) Applied() dc.Index { j.mu.Lock(); defer j.mu.Unlock(); return j.State.Index }
 func (j *journal) Clock() int64      { j.mu.Lock(); defer j.mu.Unlock(); return j.State.Clock }
 func (j *journal) Checkpoint() error { return nil }
+
+func (j *journal) Queued() bool { return j.queued.Load() }
 
 func (j *journal) Hold(at, _ dc.Index) (HeldState, error) {
 	j.mu.Lock()

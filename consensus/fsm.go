@@ -134,10 +134,14 @@ func (f *fsm) wait(ctx context.Context, index uint64) error {
 	}
 }
 
-// stalled is how long the apply under way has taken.
+// stalled is how long the apply under way has taken, without the time it was queued, as far as that was seen by asking here.
 func (f *fsm) stalled() time.Duration {
 	began := f.began.Load()
 	if began == 0 {
+		return 0
+	}
+	if f.g.cfg.Machine.Queued() {
+		f.began.CompareAndSwap(began, time.Now().UnixNano())
 		return 0
 	}
 	return time.Since(time.Unix(0, began))

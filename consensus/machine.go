@@ -34,6 +34,9 @@ type StateMachine interface {
 	Clock() int64
 	// Checkpoint returns when everything applied before the call is on stable storage.
 	Checkpoint() error
+	// Queued tells, while Apply is under way, whether it waits for a turn that other groups of this node have, which is no sign of a disk that hangs.
+	// It does not block.
+	Queued() bool
 	// Hold keeps the state after entry at, or, for zero, one that has all of entry atLeast, for a replica that pulls it, while later entries are
 	// applied. The caller releases it, before or after the state machine is closed. dc.Stale means that the state after entry at is not here: other
 	// replicas may have it.

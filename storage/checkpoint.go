@@ -28,7 +28,10 @@ type checkpointRecord struct {
 	Index dc.Index `json:"index"`
 	Term  dc.Term  `json:"term"`
 	Boot  string   `json:"boot"`
+	Clock *int64   `json:"clock,omitempty"` // of the log, Unix milliseconds; earlier versions did not write it
 }
+
+func (r checkpointRecord) mark() Mark { return Mark{r.Index, r.Term} }
 
 // Checkpoint puts the state as it is now on stable storage: after a power cut the shard opens with it or a later one. It blocks for some
 // fsyncs; entries are applied meanwhile.
@@ -36,17 +39,26 @@ type checkpointRecord struct {
 // Badger's own Sync covers only the log of the active memtable; those of full memtables that wait to be written as tables would
 // be lost. So every *.mem file is synced through a descriptor of our own (fsync writes what was dirtied through the memory map, too).
 // A log that vanishes meanwhile has become a table, which Badger has synced.
-func (s *Shard) Checkpoint() error {
+func (s *Shard) Checkpoint() error { return s.checkpointWith(false) }
+
+// checkpointWith is Checkpoint; with clock, CHECKPOINT is also written if it lacks only the clock.
+func (s *Shard) checkpointWith(clock bool) error {
 	s.checkpoint.Lock()
 	defer s.checkpoint.Unlock()
+	s.mu.Lock()
+	err, done := s.failed, false
+	if err == nil {
+		done = s.applied == s.durable && (s.gen.clocked || !clock)
+	}
+	s.mu.Unlock()
+	if err != nil || done {
+		return err
+	}
 	p, err := s.Pin()
 	if err != nil {
 		return err
 	}
 	defer p.Release()
-	if p.Mark == s.Durable() {
-		return nil
-	}
 	if err := s.persist(p); err != nil {
 		err = dc.Wrap(err, "storage.checkpoint", s.dir)
 		s.fail(err)
@@ -65,7 +77,7 @@ func (s *Shard) Checkpoint() error {
 	if s.gen != p.gen {
 		return nil // a snapshot has replaced the state meanwhile, and is durable
 	}
-	s.durable = p.Mark
+	s.durable, p.gen.clocked = p.Mark, true
 	p.gen.discardLocked(p.Index)
 	return nil
 }
@@ -77,10 +89,15 @@ func (s *Shard) persist(p *Pinned) error {
 	if err := s.cfg.hooks.syncLogs(p.gen.path); err != nil {
 		return err
 	}
+	if s.Durable().Index == 0 { // the first: Badger has not synced all that it made when it began
+		if err := syncAll(p.gen.path); err != nil {
+			return err
+		}
+	}
 	if err := s.cfg.hooks.at("write checkpoint"); err != nil {
 		return err
 	}
-	return writeCheckpoint(p.gen.path, p.Mark, s.cfg.BootID)
+	return writeCheckpoint(p.gen.path, p.Mark, &p.Clock, s.cfg.BootID)
 }
 
 func syncLogs(path string) error {
@@ -140,29 +157,29 @@ func (h hooks) replaceFile(path string, content []byte) error {
 	return h.at("renamed " + filepath.Base(path))
 }
 
-func writeCheckpoint(path string, m Mark, boot string) error {
-	return hooks{}.writeCheckpoint(path, m, boot)
+// writeCheckpoint replaces CHECKPOINT; clock may be nil, unknown.
+func writeCheckpoint(path string, m Mark, clock *int64, boot string) error {
+	return hooks{}.writeCheckpoint(path, m, clock, boot)
 }
 
-func (h hooks) writeCheckpoint(path string, m Mark, boot string) error {
-	content, err := json.Marshal(checkpointRecord{Index: m.Index, Term: m.Term, Boot: boot})
+func (h hooks) writeCheckpoint(path string, m Mark, clock *int64, boot string) error {
+	content, err := json.Marshal(checkpointRecord{Index: m.Index, Term: m.Term, Boot: boot, Clock: clock})
 	if err != nil {
 		return err
 	}
 	return h.replaceFile(filepath.Join(path, checkpointFile), append(content, '\n'))
 }
 
-func readCheckpoint(path string) (Mark, string, error) {
+func readCheckpoint(path string) (r checkpointRecord, err error) {
 	name := filepath.Join(path, checkpointFile)
 	content, err := os.ReadFile(name)
 	if err != nil {
-		return Mark{}, "", err
+		return r, err
 	}
-	var r checkpointRecord
 	if err := json.Unmarshal(content, &r); err != nil {
-		return Mark{}, "", dc.Errorf(dc.Corrupt, "", name, "%w", err)
+		return r, dc.Errorf(dc.Corrupt, "", name, "%w", err)
 	}
-	return Mark{r.Index, r.Term}, r.Boot, nil
+	return r, nil
 }
 
 // readCurrent reads the name of the generation in use; "" in a new shard.
@@ -188,7 +205,7 @@ func (s *Shard) create() (string, error) {
 	if err := os.Mkdir(path, 0o700); err != nil {
 		return "", err
 	}
-	if err := writeCheckpoint(path, Mark{}, s.cfg.BootID); err != nil {
+	if err := writeCheckpoint(path, Mark{}, new(int64), s.cfg.BootID); err != nil {
 		return "", err
 	}
 	return name, replaceFile(filepath.Join(s.dir, currentFile), []byte(name+"\n"))

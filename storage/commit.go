@@ -3,6 +3,7 @@ package storage
 import (
 	"fmt"
 	"runtime/debug"
+	"slices"
 
 	"missingos/srv/dc"
 )
@@ -20,6 +21,14 @@ func (s *Shard) Apply(entries []Entry) [][]Result {
 	defer s.apply.Unlock()
 	s.mu.Lock()
 	failed := s.failed
+	if failed == nil && !s.paused && s.gen.db == nil && !s.newsLocked(entries) {
+		failed = dc.Errorf(dc.Internal, "", "", "the entries are applied already")
+		s.mu.Unlock()
+		return refuse(nil, entries, failed)
+	}
+	if failed == nil {
+		failed = s.filesLocked(false)
+	}
 	s.mu.Unlock()
 	results := make([][]Result, 0, len(entries))
 	if failed == nil {
@@ -28,14 +37,25 @@ func (s *Shard) Apply(entries []Entry) [][]Result {
 			s.fail(failed)
 		}
 	}
-	for i := len(results); i < len(entries); i++ { // only if Fatal returned
+	return refuse(results, entries, failed) // some only if Fatal returned
+}
+
+// refuse answers the entries that have no results yet.
+func refuse(results [][]Result, entries []Entry, err error) [][]Result {
+	for i := len(results); i < len(entries); i++ {
 		refused := make([]Result, len(entries[i].Commands))
 		for j := range refused {
-			refused[j].Err = dc.Wrap(failed, "apply", "")
+			refused[j].Err = dc.Wrap(err, "apply", "")
 		}
 		results = append(results, refused)
 	}
 	return results
+}
+
+// newsLocked tells whether one of the entries is not applied yet. A log that is replayed after a start takes no shard from the shelf by
+// what that knows.
+func (s *Shard) newsLocked(entries []Entry) bool {
+	return slices.ContainsFunc(entries, func(e Entry) bool { return e.Index > s.applied.Index })
 }
 
 // run applies entries, group by group.

@@ -25,15 +25,16 @@ import (
 // data (see the design note), so values over chunkBytes are cut into chunk rows "!v" key number, and the row
 // itself, marked by largeValue, holds their count. Chunks and row have one version and are visible together.
 type generation struct {
-	db      *badger.DB // replaced by reopen, under apply and mu with no reader
+	db      *badger.DB // nil while shelved (shelf.go); changed under mu with no reader
 	path    string
 	awake   bool // compactors run; see quiet.go
 	cache   *cache
 	durable Mark
+	clocked bool // CHECKPOINT has the clock
 
 	large map[string]int // keys whose value is in chunks, and how many; used on the apply path only
 
-	open *sync.WaitGroup // of the shard: one for each generation whose files are open
+	open *sync.WaitGroup // of the shard: one for each generation that is in use
 
 	// The rest is guarded by the shard's mu.
 	discarded uint64 // versions before this may be gone
@@ -71,32 +72,88 @@ func badgerOptions(path string, cfg *Config, awake bool) badger.Options {
 	return opt
 }
 
-// openGeneration opens the Badger directory at path and decides how far its state can be trusted.
+// newGeneration makes the generation at path, with its files closed.
+func newGeneration(path string, cfg *Config, open *sync.WaitGroup) *generation {
+	open.Add(1)
+	return &generation{path: path, refs: 1, pins: map[dc.Index]int{}, open: open, cache: newCache(cfg.CacheBytes, 0)}
+}
+
+// openGeneration opens the Badger directory at path.
 func openGeneration(path string, cfg *Config, open *sync.WaitGroup) (*generation, error) {
-	mark, boot, err := readCheckpoint(path)
+	g := newGeneration(path, cfg, open)
+	rec, err := g.openFiles(cfg)
 	if err != nil {
+		open.Done()
 		return nil, err
 	}
-	rebooted := boot != cfg.BootID
-	if err := removeEmptyLogs(path); err != nil {
-		return nil, err
+	g.begin(rec)
+	g.db.SetDiscardTs(g.discarded)
+	return g, nil
+}
+
+// begin notes with which checkpoint this process has found the generation.
+func (g *generation) begin(rec checkpointRecord) {
+	g.durable, g.discarded, g.clocked = rec.mark(), uint64(rec.Index), rec.Clock != nil
+}
+
+// openFiles opens Badger and decides how far its state can be trusted. Until the caller says what may be discarded, all versions are kept.
+func (g *generation) openFiles(cfg *Config) (rec checkpointRecord, err error) {
+	if rec, err = readCheckpoint(g.path); err != nil {
+		return rec, err
 	}
-	db, err := badger.OpenManaged(badgerOptions(path, cfg, false))
+	rebooted := rec.Boot != cfg.BootID
+	if rebooted && rec.Index == 0 {
+		// Nothing of it was ever made durable, not even that Badger made its files.
+		if err := g.beginAnew(rec, cfg.BootID); err != nil {
+			return rec, err
+		}
+		rebooted = false
+	}
+	if err := removeEmptyLogs(g.path); err != nil {
+		return rec, err
+	}
+	db, awake, err := openBadger(g.path, cfg)
 	if err != nil {
-		return nil, &Fault{err}
+		return rec, &Fault{err}
 	}
-	g := &generation{db: db, path: path, durable: mark, refs: 1, pins: map[dc.Index]int{}, open: open, cache: newCache(cfg.CacheBytes, 0)}
-	if rebooted || mark.Index == 0 {
+	if rebooted {
 		// What was written after the checkpoint may have holes. It stays invisible: the applied marks of this boot begin at
 		// the checkpoint, and those of the last boot are told by their boot id.
-		if err := errors.Join(syncAll(path), writeCheckpoint(path, mark, cfg.BootID)); err != nil {
-			return nil, errors.Join(err, db.Close())
+		if err := errors.Join(syncAll(g.path), writeCheckpoint(g.path, rec.mark(), rec.Clock, cfg.BootID)); err != nil {
+			return rec, errors.Join(err, db.Close())
 		}
 	}
-	g.discarded = uint64(mark.Index)
-	db.SetDiscardTs(g.discarded)
-	open.Add(1)
-	return g, nil
+	g.db, g.awake = db, awake
+	return rec, nil
+}
+
+// beginAnew removes what is there but CHECKPOINT.
+func (g *generation) beginAnew(rec checkpointRecord, boot string) error {
+	files, err := os.ReadDir(g.path)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if f.Name() == checkpointFile {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(g.path, f.Name())); err != nil {
+			return err
+		}
+	}
+	return writeCheckpoint(g.path, rec.mark(), rec.Clock, boot) // syncs the directory, too
+}
+
+// openBadger opens the files without compactors, unless they have work: each time that a shard is put away may leave one more table.
+func openBadger(path string, cfg *Config) (db *badger.DB, awake bool, err error) {
+	if db, err = badger.OpenManaged(badgerOptions(path, cfg, false)); err != nil || db.Levels()[0].NumTables < wakeTables {
+		return db, false, err
+	}
+	if err := db.Close(); err != nil {
+		return nil, false, err
+	}
+	db, err = badger.OpenManaged(badgerOptions(path, cfg, true))
+	return db, true, err
 }
 
 // load reads what a ledger needs to go on from this generation's state.
@@ -106,13 +163,13 @@ func (g *generation) load(m Machine) (l *ledger, err error) {
 			err = f
 		}
 	}()
-	_, boot, err := readCheckpoint(g.path)
+	rec, err := readCheckpoint(g.path)
 	if err != nil {
 		return nil, err
 	}
 	l = newLedger(m)
 	l.applied, l.term = g.durable.Index, g.durable.Term
-	if err := g.lastApplied(boot, l); err != nil {
+	if err := g.lastApplied(rec.Boot, l); err != nil {
 		return nil, err
 	}
 	r := g.reader(l.applied)
@@ -174,7 +231,9 @@ func (g *generation) unrefLocked() {
 		return
 	}
 	go func() {
-		g.closeErr = g.db.Close()
+		if g.db != nil {
+			g.closeErr = g.db.Close()
+		}
 		if g.remove {
 			g.closeErr = errors.Join(g.closeErr, os.RemoveAll(g.path))
 		}

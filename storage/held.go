@@ -37,11 +37,8 @@ type Held struct {
 func (s *Shard) Hold(at, atLeast dc.Index) (*Held, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.paused {
-		s.free.Wait()
-	}
-	if s.failed != nil {
-		return nil, s.failed
+	if err := s.filesLocked(true); err != nil {
+		return nil, err
 	}
 	h := &Held{Mark: s.applied, Clock: s.clock, shard: s, gen: s.gen}
 	var err error
@@ -124,11 +121,8 @@ func (h *Held) use() (done func(), err error) {
 	s := h.shard
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.paused {
-		s.free.Wait()
-	}
-	if s.failed != nil {
-		return nil, s.failed
+	if err := s.filesLocked(true); err != nil {
+		return nil, err
 	}
 	if s.gen != h.gen {
 		return nil, dc.Errorf(dc.Stale, "", s.dir, "the state after entry %d has been replaced by a snapshot", h.Index)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"missingos/srv/dc"
 )
@@ -100,6 +101,7 @@ func surviveCuts(t *testing.T, seed uint64, syncLogs func(*disk) func(string) er
 		cfg := testConfig(t)
 		d := &disk{synced: map[string][]byte{}}
 		cfg.BootID = fmt.Sprint("boot-", boot)
+		cfg.ShelveAfter = time.Hour
 		cfg.hooks.syncLogs = syncLogs(d)
 		s, err := Open(dir, toy{}, cfg)
 		return s, d, err
@@ -120,6 +122,11 @@ func surviveCuts(t *testing.T, seed uint64, syncLogs func(*disk) func(string) er
 				return err
 			}
 		case 2:
+			s.mu.Lock()
+			s.used = false
+			s.mu.Unlock()
+			s.shelve()
+		case 3:
 			durable := s.Durable()
 			if dice.IntN(3) > 0 {
 				boot++ // else the process is killed, and may be killed after a power cut
@@ -213,7 +220,7 @@ func TestLostCheckpointIsReported(t *testing.T) {
 	s.Apply([]Entry{entry(1, "set a 1")})
 	dir := clone(t, s.dir)
 	path := filepath.Join(dir, filepath.Base(s.gen.path))
-	if err := writeCheckpoint(path, Mark{9, 1}, "boot-0"); err != nil {
+	if err := writeCheckpoint(path, Mark{9, 1}, nil, "boot-0"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Open(dir, toy{}, testConfig(t)); dc.KindOf(err) != dc.Corrupt {

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -25,10 +24,7 @@ type sleeper struct {
 	// bytes written since tables were last counted; guarded by the shard's apply.
 	bytes int
 
-	mu      sync.Mutex
-	timer   *time.Timer
-	stopped bool
-	running sync.WaitGroup
+	alarm
 }
 
 func (z *sleeper) init(s *Shard) { z.shard = s }
@@ -62,28 +58,14 @@ func (s *Shard) wrote(bytes int) error {
 }
 
 // schedule sets or moves the time of the next attempt to sleep.
-func (z *sleeper) schedule() {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	if z.stopped {
-		return
-	}
-	if z.timer != nil && z.timer.Stop() {
-		z.running.Done()
-	}
-	z.running.Add(1)
-	z.timer = time.AfterFunc(sleepAfter, func() {
-		defer z.running.Done()
-		z.shard.sleep()
-	})
-}
+func (z *sleeper) schedule() { z.set(sleepAfter, z.shard.sleep) }
 
 // sleep reopens the files without compactors if they have no work.
 func (s *Shard) sleep() {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.mu.Lock()
-	idle := s.gen != nil && s.failed == nil && s.gen.awake
+	idle := s.gen != nil && s.failed == nil && !s.paused && s.gen.db != nil && s.gen.awake
 	s.mu.Unlock()
 	if !idle {
 		return
@@ -97,17 +79,6 @@ func (s *Shard) sleep() {
 	} else if s.gen.awake {
 		s.sleeper.schedule()
 	}
-}
-
-// stop ends the timer and waits for an attempt that runs.
-func (z *sleeper) stop() {
-	z.mu.Lock()
-	z.stopped = true
-	if z.timer != nil && z.timer.Stop() {
-		z.running.Done()
-	}
-	z.mu.Unlock()
-	z.running.Wait()
 }
 
 // reopen closes and opens the current generation's files, with compactors or without. With readers about it waits for at most wait

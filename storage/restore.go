@@ -152,10 +152,13 @@ func (s *Shard) install(ctx context.Context, in *incoming) error {
 		return err
 	}
 	s.mu.Lock()
+	for s.paused { // the old files are being opened
+		s.free.Wait()
+	}
 	old.remove = true
 	old.unrefLocked()
+	s.adoptLocked(g, l)
 	s.mu.Unlock()
-	s.adopt(g, l)
 	for _, fn := range s.observers {
 		fn(l.applied, []any{Restored{}})
 	}
@@ -192,7 +195,7 @@ func (s *Shard) build(ctx context.Context, path string, in *incoming) (g *genera
 	if g, err = openGeneration(path, &s.cfg, &s.open); err != nil {
 		return nil, nil, err
 	}
-	closeNew := func() error { s.open.Done(); return g.db.Close() }
+	closeNew := func() error { defer s.open.Done(); return g.db.Close() }
 	if l, err = g.load(s.machine); err != nil {
 		return nil, nil, errors.Join(err, closeNew())
 	}
@@ -214,7 +217,7 @@ func (s *Shard) fill(ctx context.Context, path string, sr *snapshotReader) (err 
 			err = errors.Join(syncAll(path), s.cfg.hooks.at("generation synced"))
 		}
 		if err == nil {
-			err = s.cfg.hooks.writeCheckpoint(path, sr.mark, s.cfg.BootID)
+			err = s.cfg.hooks.writeCheckpoint(path, sr.mark, &sr.clock, s.cfg.BootID)
 		}
 	}()
 	if err := s.load(ctx, db, sr); err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"missingos/srv/dc"
@@ -19,6 +20,9 @@ type Config struct {
 	MemTableBytes int64
 	// CacheBytes is what hot rows may take in memory, about. Default 1 MiB.
 	CacheBytes int
+	// ShelveAfter is how long a shard keeps its files open with nobody reading or writing, to twice that; see shelf.go. Default 1 min;
+	// a shard with less than zero is open from Open to Close.
+	ShelveAfter time.Duration
 	// BootID names the machine's boot: unsynced writes of an earlier boot are not trusted. Default /proc/sys/kernel/random/boot_id.
 	BootID string
 	Log    *slog.Logger
@@ -52,6 +56,9 @@ const (
 func (c *Config) setDefaults() error {
 	if c.MemTableBytes == 0 {
 		c.MemTableBytes = defaultMemTableBytes
+	}
+	if c.ShelveAfter == 0 {
+		c.ShelveAfter = defaultShelveAfter
 	}
 	if c.CacheBytes == 0 {
 		c.CacheBytes = defaultCacheBytes
@@ -108,9 +115,11 @@ type Shard struct {
 	machine Machine
 
 	apply     sync.Mutex // Apply, Restore, Close; taken before the others
-	ledger    *ledger
+	ledger    *ledger    // nil while shelved
 	observers []func(dc.Index, []any)
 	sleeper   sleeper
+	shelf     alarm
+	queued    atomic.Bool // waits for a shelf slot
 
 	receiving sync.Mutex // one Restore at a time; taken before apply
 	incoming  dc.Index   // of what a Restore that gave up has left; 0 if there is nothing. Guarded by receiving
@@ -121,7 +130,8 @@ type Shard struct {
 
 	mu      sync.Mutex
 	free    sync.Cond // with mu: signalled when a reader lets go and when paused ends
-	paused  bool      // new readers wait: the files are being reopened
+	paused  bool      // new readers wait: the files are being opened or closed
+	used    bool      // somebody has read or written since the last look
 	gen     *generation
 	applied Mark
 	clock   int64
@@ -155,7 +165,21 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 	if err := removeOthers(dir, name); err != nil {
 		return nil, dc.Wrap(err, "storage.open", dir)
 	}
-	g, err := openGeneration(filepath.Join(dir, name), &s.cfg, &s.open)
+	path := filepath.Join(dir, name)
+	rec, shelved, err := onShelf(path)
+	if err != nil {
+		return nil, dc.Wrap(err, "storage.open", dir)
+	}
+	if shelved && s.cfg.ShelveAfter >= 0 {
+		s.gen = newGeneration(path, &s.cfg, &s.open)
+		s.gen.begin(rec)
+		s.applied, s.durable, s.clock = rec.mark(), rec.mark(), *rec.Clock
+		if s.incoming, err = leftIncoming(dir, rec.Index); err != nil {
+			return nil, dc.Wrap(err, "storage.open", dir)
+		}
+		return s, nil
+	}
+	g, err := openGeneration(path, &s.cfg, &s.open)
 	if err != nil {
 		return nil, dc.Wrap(err, "storage.open", dir)
 	}
@@ -166,18 +190,22 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 	if err != nil {
 		return nil, errors.Join(dc.Wrap(err, "storage.open", dir), g.db.Close())
 	}
-	s.adopt(g, l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.adoptLocked(g, l)
 	return s, nil
 }
 
-// adopt makes g, with the ledger loaded from it, the shard's state.
-func (s *Shard) adopt(g *generation, l *ledger) {
+// adoptLocked makes g, whose files are open, with the ledger loaded from it, the shard's state. Called under apply, too, once the shard is in use.
+func (s *Shard) adoptLocked(g *generation, l *ledger) {
 	s.ledger = l
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.gen, s.durable = g, g.durable
 	s.applied, s.clock = Mark{l.applied, l.term}, l.clock
 	s.wakeLocked()
+	if g.awake {
+		s.sleeper.schedule()
+	}
+	s.shelf.set(s.cfg.ShelveAfter, s.shelve)
 }
 
 // Observe adds a function that is called after entries are committed, in order, an entry at a time, with the events that the machine
@@ -273,11 +301,12 @@ type Pinned struct {
 func (s *Shard) Pin() (*Pinned, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.paused {
-		s.free.Wait()
-	}
-	if s.failed != nil {
-		return nil, s.failed
+	return s.pinLocked()
+}
+
+func (s *Shard) pinLocked() (*Pinned, error) {
+	if err := s.filesLocked(true); err != nil {
+		return nil, err
 	}
 	p := &Pinned{Mark: s.applied, Clock: s.clock, shard: s, gen: s.gen}
 	p.gen.refs++
@@ -331,9 +360,13 @@ func (s *Shard) fail(err error) {
 // Close makes a checkpoint and closes the files. It waits for views and pins to end.
 func (s *Shard) Close() error {
 	s.sleeper.stop()
+	s.shelf.stop()
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.mu.Lock()
+	for s.paused { // a reader is opening the files
+		s.free.Wait()
+	}
 	closed := s.gen == nil
 	broken := s.failed != nil
 	s.mu.Unlock()
@@ -342,9 +375,12 @@ func (s *Shard) Close() error {
 	}
 	var err error
 	if !broken {
-		err = s.Checkpoint()
+		err = s.checkpointWith(true)
 	}
 	s.mu.Lock()
+	for s.paused {
+		s.free.Wait()
+	}
 	g := s.gen
 	s.gen = nil
 	if s.failed == nil {
@@ -361,13 +397,27 @@ func (s *Shard) Close() error {
 type Stats struct {
 	Applied, Durable Mark
 	Clock            int64
-	Rows             uint64 // about; rows still in memory are not counted, deleted ones not yet compacted are
+	Rows             uint64 // about; rows still in memory are not counted, deleted ones not yet compacted are; 0 while shelved
 	DiskBytes        int64  // about
+	Shelved          bool   // the files are closed
 }
 
-// Stats gathers them; it costs a walk over the list of tables.
+// Stats gathers them; it costs a walk over the list of tables, or of the directory if the shard is shelved, which it stays.
 func (s *Shard) Stats() Stats {
-	p, err := s.Pin()
+	s.mu.Lock()
+	for s.paused {
+		s.free.Wait()
+	}
+	if s.failed == nil && s.gen.db == nil {
+		path, st := s.gen.path, Stats{Applied: s.applied, Durable: s.durable, Clock: s.clock, Shelved: true}
+		s.mu.Unlock()
+		st.DiskBytes = tableBytes(path)
+		return st
+	}
+	used := s.used
+	p, err := s.pinLocked()
+	s.used = used // looking is no use
+	s.mu.Unlock()
 	if err != nil {
 		return Stats{}
 	}

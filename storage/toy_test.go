@@ -76,7 +76,7 @@ func entry(i int, lines ...string) Entry {
 }
 
 func testConfig(t testing.TB) Config {
-	return Config{MemTableBytes: minMemTableBytes, BootID: "boot-1", Fatal: func(err error) { t.Errorf("fatal: %v", err) }, hooks: hooks{pause: 1}}
+	return Config{MemTableBytes: minMemTableBytes, ShelveAfter: -1, BootID: "boot-1", Fatal: func(err error) { t.Errorf("fatal: %v", err) }, hooks: hooks{pause: 1}}
 }
 
 func mustOpen(t testing.TB, dir string, cfg Config) *Shard {

@@ -51,6 +51,11 @@ func (m *member) Propose(ctx context.Context, id dc.RequestID, body []byte) ([]b
 	case denied != nil:
 		id.Fence.Token, body = 0, nil
 	}
+	if m.group.IsLeader() {
+		if err := m.shard.Ready(); err != nil {
+			return nil, err
+		}
+	}
 	res, err := m.group.Propose(ctx, command.Encode(id, body))
 	if err != nil {
 		return nil, err
@@ -149,6 +154,9 @@ func (h heldState) Index() dc.Index { return h.Held.Index }
 func (h heldState) WriteSnapshot(ctx context.Context, p consensus.Pull, w io.Writer) error {
 	return h.Held.WriteSnapshot(ctx, storage.Pull{Format: int(p.Format), At: p.At, After: p.After}, w)
 }
+
+// Queued implements consensus.StateMachine.
+func (s stateMachine) Queued() bool { return s.shard.Queued() }
 
 // Restore implements consensus.StateMachine.
 func (s stateMachine) Restore(ctx context.Context, atLeast dc.Index, fetch consensus.Fetch) error {

@@ -112,6 +112,9 @@ func (s *state) Checkpoint() error {
 	})
 }
 
+// Queued implements consensus.StateMachine.
+func (s *state) Queued() bool { return false }
+
 func (s *state) Hold(at, _ dc.Index) (consensus.HeldState, error) {
 	if at != 0 {
 		return nil, dc.Errorf(dc.Stale, "hold", "", "only the last state is here")

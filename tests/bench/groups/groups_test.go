@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 // TestThousandGroups: all groups find leaders, new and after a restart, and no write is lost, refused or counted twice. How long that takes and
 // what it costs is printed; it depends on the machine and on what else it does.
 func TestThousandGroups(t *testing.T) {
-	f, err := measure(t.Context(), config{groups: 1000, settle: 40 * time.Second, watch: 20 * time.Second, patience: 3 * time.Minute})
+	f, err := measure(t.Context(), config{groups: 1000, settle: 50 * time.Second, watch: 20 * time.Second, patience: 3 * time.Minute, shelveAfter: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

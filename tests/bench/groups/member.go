@@ -29,9 +29,10 @@ import (
 
 // memberConfig is what a node is told in its environment.
 type memberConfig struct {
-	Node   dc.NodeID
-	Dir    string
-	Groups int
+	Node        dc.NodeID
+	Dir         string
+	Groups      int
+	ShelveAfter time.Duration
 }
 
 // An order is a line that a node reads, an answer one that it writes: JSON both.
@@ -50,8 +51,10 @@ type answer struct {
 	Goroutines int
 	Heap       uint64 // bytes in use of Go's heap
 	Stacks     uint64
-	Writes     int // made by write
-	Wrong      int // of those, answered with another count than expected
+	Writes     int // made by write and answered
+	Refused    int // not made, or not answered
+	Wrong      int // answered with another count than expected
+	Sum        int // of the counts answered
 	Took       time.Duration
 	Slowest    time.Duration
 }
@@ -154,7 +157,7 @@ func (m *member) open() error {
 	for i := range m.cfg.Groups {
 		id := dc.GroupID(i + 1)
 		dir := filepath.Join(m.cfg.Dir, id.String())
-		shard, err := storage.Open(filepath.Join(dir, "shard"), counter{}, storage.Config{Fatal: fatal})
+		shard, err := storage.Open(filepath.Join(dir, "shard"), counter{}, storage.Config{Fatal: fatal, ShelveAfter: m.cfg.ShelveAfter})
 		if err != nil {
 			return err
 		}
@@ -186,13 +189,13 @@ func (m *member) state() answer {
 	return a
 }
 
-// write counts every group that this node leads up by one, sixteen at a time, and checks that the count is one more than the applied state showed.
+// write counts every group that this node leads up by one, four at a time.
 func (m *member) write() answer {
 	var (
 		a     answer
 		mu    sync.Mutex
 		wg    sync.WaitGroup
-		slots = make(chan struct{}, 16)
+		slots = make(chan struct{}, 4)
 	)
 	began := time.Now()
 	for i, g := range m.groups {
@@ -205,13 +208,19 @@ func (m *member) write() answer {
 		wg.Go(func() {
 			defer func() { <-slots }()
 			start := time.Now()
-			ok := m.countUp(g, m.shards[i], id)
+			was, now, err := m.countUp(g, m.shards[i], id)
 			took := time.Since(start)
 			mu.Lock()
 			defer mu.Unlock()
-			a.Writes++
-			if !ok {
+			switch {
+			case err != nil:
+				a.Refused++
+				fmt.Fprintln(os.Stderr, "bench-groups:", g.ID(), "after", took.Round(time.Millisecond), err)
+			case now != was+1:
 				a.Wrong++
+			}
+			if err == nil {
+				a.Writes, a.Sum = a.Writes+1, a.Sum+int(now)
 			}
 			a.Slowest = max(a.Slowest, took)
 		})
@@ -221,22 +230,24 @@ func (m *member) write() answer {
 	return a
 }
 
-func (m *member) countUp(g *consensus.Group, shard *storage.Shard, id dc.RequestID) bool {
+func (m *member) countUp(g *consensus.Group, shard *storage.Shard, id dc.RequestID) (was, now uint64, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if err := g.ReadBarrier(ctx); err != nil {
-		return false
+		return 0, 0, err
 	}
-	was := uint64(0)
-	err := shard.View(func(r storage.Reader) error {
+	err = shard.View(func(r storage.Reader) error {
 		was = count(r)
 		return nil
 	})
 	if err != nil {
-		return false
+		return 0, 0, err
 	}
 	r, err := g.Propose(ctx, command.Encode(id, []byte{1}))
-	return err == nil && r.Err == nil && len(r.Body) == 8 && binary.BigEndian.Uint64(r.Body) == was+1
+	if err = errors.Join(err, r.Err); err != nil {
+		return was, 0, err
+	}
+	return was, binary.BigEndian.Uint64(r.Body), nil
 }
 
 func profile(file string, d time.Duration) error {
