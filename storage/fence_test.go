@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
 	"missingos/srv/dc"
 	"missingos/storage/command"
 )
@@ -27,6 +30,16 @@ func (s *fencedShard) send(id dc.RequestID) error {
 	s.t.Helper()
 	s.index++
 	return s.apply([]Entry{{Index: s.index, Term: 1, Clock: s.clock, Commands: [][]byte{command.Encode(id, []byte("set k v"))}}})[0][0].Err
+}
+
+// fill writes under n locks that were not seen before.
+func (s *fencedShard) fill(n int) {
+	s.t.Helper()
+	for i := range n {
+		if err := s.put(fmt.Sprintf("%d/%d", s.clock, i), 5); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 }
 
 func TestAnOlderFenceIsRefused(t *testing.T) {
@@ -87,27 +100,102 @@ func TestARequestHasOneAnswerWhateverItsFence(t *testing.T) {
 	}
 }
 
+// A command may be issued a window ahead of the log and come a window after that: the fence that refuses it must still be there.
+func TestAFenceOutlivesEveryCommandThatWasAdmittedBeforeIt(t *testing.T) {
+	f := &fencedShard{t: t, apply: NewVolatile(toy{}, nil).Apply, clock: 1000}
+	window := dc.DedupeWindow.Milliseconds()
+	late := dc.RequestID{Client: 2, Seq: 1, Done: 1, Issued: f.clock + window, Fence: dc.Fence{Lock: "0", Token: 5}}
+	if err := f.put("0", 7); err != nil {
+		t.Fatal(err)
+	}
+	f.fill(fencesKept)
+	f.clock += 2 * window
+	f.fill(10)
+	if err := f.send(late); dc.KindOf(err) != dc.Stale {
+		t.Errorf("what was admitted before the lock was taken is answered %v, want ESTALE", err)
+	}
+}
+
 func TestFencesAreForgottenWhenNoCommandCanComeBefore(t *testing.T) {
 	v := NewVolatile(toy{}, nil)
 	f := &fencedShard{t: t, apply: v.Apply, clock: 1000}
-	fill := func(n int) {
-		for i := range n {
-			if err := f.put(fmt.Sprintf("%d/%d", f.clock, i), 5); err != nil {
-				t.Fatal(err)
+	for range fencesKept + 10 { // all are young: none may go
+		f.fill(1)
+		f.clock++
+	}
+	known := v.ledger.fences.known
+	if n := len(known); n != fencesKept+10 {
+		t.Errorf("%d fences are known, want all %d", n, fencesKept+10)
+	}
+	f.clock += 2 * dc.DedupeWindow.Milliseconds()
+	for range 100 {
+		f.fill(1)
+		f.clock++
+	}
+	if n := len(known); n != fencesKept {
+		t.Errorf("%d fences are known when most are old, want %d", n, fencesKept)
+	}
+}
+
+// A replica that started again, or got a snapshot, goes on as one that did not.
+func TestReplicasForgetTheSameFences(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		v := NewVolatile(toy{}, nil)
+		f := &fencedShard{t: t, apply: v.Apply, clock: 1000}
+		f.fill(fencesKept) // of one age
+		for range rapid.IntRange(1, 60).Draw(rt, "commands") {
+			f.clock += rapid.SampledFrom([]int64{0, 0, 1, dc.DedupeWindow.Milliseconds()}).Draw(rt, "time")
+			lock := rapid.SampledFrom([]string{"1000/3", "1000/7", "a", "b", "c", "d", "e", "f", "g", "h"}).Draw(rt, "lock")
+			_ = f.put(lock, uint64(rapid.IntRange(1, 20).Draw(rt, "token")))
+			if rapid.IntRange(0, 3).Draw(rt, "restart") == 0 {
+				again := newFences()
+				if err := again.load((*stateReader)(&v.state)); err != nil {
+					rt.Fatal(err)
+				}
+				live := v.ledger.fences
+				if len(again.known) != len(live.known) {
+					rt.Fatalf("%d fences are stored, %d known", len(again.known), len(live.known))
+				}
+				late := f.clock + 2*dc.DedupeWindow.Milliseconds()
+				over := func() *overlay { return &overlay{base: (*stateReader)(&v.state)} }
+				again.forget(over(), late)
+				live.forget(over(), late)
+				if diff := cmp.Diff(tokens(again), tokens(live)); diff != "" {
+					rt.Fatalf("what a replica knows that started again, and what it would know (-+): %s", diff)
+				}
+				return // live is no longer what is stored
 			}
 		}
+	})
+}
+
+func TestTooManyFencesAreRefused(t *testing.T) {
+	v := NewVolatile(toy{}, nil)
+	v.ledger.fences.most = fencesKept + 5
+	f := &fencedShard{t: t, apply: v.Apply, clock: 1000}
+	f.fill(fencesKept + 5)
+	if err := f.put("one more", 1); dc.KindOf(err) != dc.NoSpace {
+		t.Errorf("a lock more is answered %v, want ENOSPC", err)
 	}
-	fill(maxFences + 10) // all are young: none may go
-	if n := len(v.ledger.fences.known); n != maxFences+10 {
-		t.Errorf("%d fences are known, want all %d", n, maxFences+10)
+	if err := f.put("1000/0", 6); err != nil {
+		t.Errorf("the next holder of a known lock: %v", err)
 	}
-	f.clock += dc.DedupeWindow.Milliseconds() + 1
-	fill(1)
-	if n := len(v.ledger.fences.known); n > maxFences/2+20 {
-		t.Errorf("%d fences are known when most are old", n)
+	if err := f.put("1000/0", 5); dc.KindOf(err) != dc.Stale {
+		t.Errorf("the one before: %v", err)
 	}
-	l := newFences()
-	if err := l.load((*stateReader)(&v.state)); err != nil || len(l.known) != len(v.ledger.fences.known) {
-		t.Errorf("%d fences are stored, %d known (%v)", len(l.known), len(v.ledger.fences.known), err)
+	if err := f.put("", 0); err != nil {
+		t.Errorf("without a condition: %v", err)
 	}
+	f.clock += 2*dc.DedupeWindow.Milliseconds() + 1
+	if err := f.put("one more", 1); err != nil {
+		t.Errorf("when there are old ones: %v", err)
+	}
+}
+
+func tokens(f *fences) map[string][2]int64 {
+	out := map[string][2]int64{}
+	for lock, have := range f.known {
+		out[lock] = [2]int64{int64(have.token), have.clock}
+	}
+	return out
 }

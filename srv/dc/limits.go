@@ -12,11 +12,13 @@ const (
 	MaxPathBytes = 4096 // a path (POSIX PATH_MAX)
 	// MaxFenceLockBytes is the path of a lock below /dc/lock, of those whose tokens can condition writes.
 	MaxFenceLockBytes = 1024
-	MaxValueBytes     = 1 * MiB // a kv row, and a topic message
-	MaxKeyBytes       = 4 * KiB // a kv key
-	MaxLockBytes      = 64 * KiB
-	MaxSpecBytes      = 256 * KiB
-	MaxCtlBytes       = 64 * KiB // one write of a control file
+	// MaxFences is the locks whose tokens a group remembers, because holders wrote to it under them in the last two DedupeWindow.
+	MaxFences     = 100_000
+	MaxValueBytes = 1 * MiB // a kv row, and a topic message
+	MaxKeyBytes   = 4 * KiB // a kv key
+	MaxLockBytes  = 64 * KiB
+	MaxSpecBytes  = 256 * KiB
+	MaxCtlBytes   = 64 * KiB // one write of a control file
 
 	InlineFileBytes = 8 * KiB // files up to this size live in their inode
 	MaxBlockBytes   = 4 * MiB // an immutable file block
