@@ -29,11 +29,17 @@ func TestMain(m *testing.M) {
 // mount attaches node n's /dc and gives the path of its data directory.
 func mount(t *testing.T, c *datatest.Cluster, n dc.NodeID) string {
 	t.Helper()
+	return mountOf(t, c.Client(n), n)
+}
+
+// mountOf is mount with a service of the test's own.
+func mountOf(t *testing.T, service datafs.Service, n dc.NodeID) string {
+	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("no FUSE here")
 	}
 	door := synth.NewDoor(n, nil)
-	data := datafs.New(datafs.Config{Service: c.Client(n), Door: door, Node: n})
+	data := datafs.New(datafs.Config{Service: service, Door: door, Node: n})
 	dir := t.TempDir()
 	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // so that tests can be other users
 		t.Fatal(err)

@@ -186,7 +186,7 @@ func (f *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint3
 		return 0, f.status(ctx, err)
 	}
 	if h.sync {
-		if err := h.inode.sync(ctx); err != nil {
+		if err := h.inode.told(h.condition(), h.inode.sync(ctx)); err != nil {
 			return 0, f.status(ctx, err)
 		}
 	}
@@ -207,11 +207,7 @@ func (f *FS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	f.recent.drop(in.Pid)
 	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout) // not interruptible: the caller could not try again
 	defer stop()
-	err := h.inode.flush(ctx)
-	if lost := h.inode.takeLost(h.condition()); err == nil || dc.KindOf(err) == dc.Stale { // what is gone may be another's
-		err = lost
-	}
-	return f.status(ctx, err)
+	return f.status(ctx, h.inode.told(h.condition(), h.inode.flush(ctx)))
 }
 
 // Fsync implements fuse.RawFileSystem.
@@ -223,11 +219,7 @@ func (f *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	f.recent.drop(in.Pid)
 	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout)
 	defer stop()
-	err := h.inode.sync(ctx)
-	if lost := h.inode.takeLost(h.condition()); err == nil || dc.KindOf(err) == dc.Stale { // what is gone may be another's
-		err = lost
-	}
-	return f.status(ctx, err)
+	return f.status(ctx, h.inode.told(h.condition(), h.inode.sync(ctx)))
 }
 
 // Release implements fuse.RawFileSystem.
@@ -246,11 +238,7 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	ctx, stop := f.context(nil, &in.InHeader, dc.OpTimeout)
 	defer stop()
 	if h.writable && n.dirtySince(0) {
-		err := n.flush(ctx)
-		if err == nil {
-			err = n.takeLost(h.condition())
-		}
-		if err != nil {
+		if err := n.told(h.condition(), n.flush(ctx)); err != nil {
 			synth.Report(ctx, err)
 			f.cfg.Log.Error("written data was lost: it could not be published by the time its file was closed", "inode", uint64(n.ino), "err", err)
 		}
@@ -317,7 +305,7 @@ func (n *inode) commitNow(ctx context.Context, change func(file.Attr) file.Commi
 		return err
 	}
 	defer n.end()
-	if err := n.publish(ctx); err != nil && !n.anothers(ctx, err) {
+	if err := n.concerns(dc.FenceOf(ctx), n.publish(ctx)); err != nil {
 		return err
 	}
 	a, err := n.fs.cfg.Service.Stat(ctx, n.ino, 0)
@@ -347,7 +335,7 @@ func (f *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut)
 	}
 	ctx, stop := f.begin(cancel, &in.InHeader)
 	defer stop()
-	off, err := h.inode.seek(ctx, int64(in.Offset), in.Whence == unix.SEEK_DATA)
+	off, err := h.inode.seek(dc.WithFence(ctx, h.condition()), int64(in.Offset), in.Whence == unix.SEEK_DATA)
 	if err != nil {
 		return f.status(ctx, err)
 	}

@@ -180,11 +180,23 @@ func (n *inode) loseLocked(err error) {
 	n.lost[n.fence] = err
 }
 
-// anothers tells whether err is of data that was written under another condition than ctx's, whose writers will be told.
-func (n *inode) anothers(ctx context.Context, err error) bool {
+// concerns gives what of err, which publishing gave, is to be told to a caller under f. That something was refused for good concerns those who wrote it;
+// for the others what they ask for goes on, and finds out by itself if the file is gone.
+func (n *inode) concerns(f dc.Fence, err error) error {
+	if err == nil || dc.KindOf(err) != dc.Stale {
+		return err
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return dc.KindOf(err) == dc.Stale && n.fence != dc.FenceOf(ctx)
+	return n.lost[f]
+}
+
+// told is concerns for what tells of lost data: it is told once, and even if nothing was published now.
+func (n *inode) told(f dc.Fence, err error) error {
+	if lost := n.takeLost(f); err == nil || dc.KindOf(err) == dc.Stale {
+		return lost
+	}
+	return err
 }
 
 // write takes p, which is copied. An append goes to the end of the file, wherever that is when it is published.
@@ -260,7 +272,7 @@ func (n *inode) setAttr(ctx context.Context, set file.SetAttr) (file.Attr, error
 	}
 	defer n.end()
 	if set.Size != nil || set.Mtime != nil {
-		if err := n.publish(ctx); err != nil && !n.anothers(ctx, err) {
+		if err := n.concerns(dc.FenceOf(ctx), n.publish(ctx)); err != nil {
 			return file.Attr{}, err
 		}
 	}
@@ -292,10 +304,11 @@ func (n *inode) flush(ctx context.Context) error {
 	return n.publish(ctx)
 }
 
-// sync publishes everything and makes it durable.
+// sync publishes everything and makes it durable. What was refused for good (dc.Stale) does not keep what was published before from becoming durable.
 func (n *inode) sync(ctx context.Context) error {
-	if err := n.flush(ctx); err != nil {
-		return err
+	refused := n.flush(ctx)
+	if refused != nil && dc.KindOf(refused) != dc.Stale {
+		return refused
 	}
 	n.mu.Lock()
 	var keys []string
@@ -312,7 +325,7 @@ func (n *inode) sync(ctx context.Context) error {
 	}
 	n.mu.Unlock()
 	if len(placed) == 0 {
-		return nil
+		return refused
 	}
 	if err := n.fs.cfg.Service.SyncBlocks(ctx, placed); err != nil {
 		return err
@@ -323,5 +336,5 @@ func (n *inode) sync(ctx context.Context) error {
 		delete(n.unsynced, k)
 	}
 	n.fresh = false
-	return nil
+	return refused
 }

@@ -11,7 +11,7 @@ func nowNano() int64 { return time.Now().UnixNano() }
 
 // seek finds the first offset from off on that is in data, or in a hole (the end of the file is one).
 func (n *inode) seek(ctx context.Context, off int64, data bool) (int64, error) {
-	if err := n.flush(ctx); err != nil {
+	if err := n.concerns(dc.FenceOf(ctx), n.flush(ctx)); err != nil {
 		return 0, err
 	}
 	if err := n.refresh(ctx); err != nil {
