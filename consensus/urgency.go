@@ -21,6 +21,9 @@ type tuning struct {
 func (g *Group) tune() {
 	t := g.host.cfg.Timing
 	now := tuning{urgent: g.raft.State() != raft.Leader, held: g.holds.sweep(time.Now())}
+	if now.held && g.host.cfg.Space() != nil {
+		now.held = false // the log must not fill the disk
+	}
 	if leader, _ := g.Leader(); leader != 0 && time.Since(g.raft.LastContact()) <= t.Election {
 		now.urgent = false
 	}

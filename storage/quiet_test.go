@@ -84,6 +84,7 @@ func TestAPinnedStateHoldsReopeningBack(t *testing.T) {
 
 // A held version lets the files be reopened, and is whole after writes, checkpoints and compaction.
 func TestAHeldVersionOutlivesWritesAndCompaction(t *testing.T) {
+	t.Parallel()
 	s := mustOpen(t, t.TempDir(), testConfig(t))
 	defer mustClose(t, s)
 	entries := history(300, rand.New(rand.NewPCG(5, 5)))

@@ -214,7 +214,7 @@ func (s *Shard) fill(ctx context.Context, path string, sr *snapshotReader) (err 
 	defer func() {
 		err = errors.Join(err, db.Close(), s.cfg.hooks.at("generation closed"))
 		if err == nil {
-			err = errors.Join(syncAll(path), s.cfg.hooks.at("generation synced"))
+			err = errors.Join(syncAll(path), syncPath(s.dir), s.cfg.hooks.at("generation synced"))
 		}
 		if err == nil {
 			err = s.cfg.hooks.writeCheckpoint(path, sr.mark, &sr.clock, s.cfg.BootID)
