@@ -28,6 +28,7 @@ type journal struct {
 	restore int // how often it was replaced by a snapshot
 	applied func()
 	past    map[dc.Index][]byte // states to go on from, if not nil
+	marks   map[dc.Index]Digest // after entries without commands
 	broken  func()              // if set, the first stream of a Restore breaks, and this is called before the next
 	queued  atomic.Bool
 }
@@ -57,6 +58,9 @@ func (j *journal) Apply(entries []Entry) [][]Result {
 			out[i] = append(out[i], Result{Body: fmt.Appendf(nil, "%d", len(j.State.Commands))})
 		}
 		j.State.Index, j.State.Clock = e.Index, e.Clock
+		if len(e.Commands) == 0 {
+			j.markLocked()
+		}
 		if j.past != nil {
 			j.past[e.Index], _ = json.Marshal(j.State)
 		}

@@ -43,6 +43,9 @@ func newFSM(g *Group) *fsm {
 func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	f.began.Store(time.Now().UnixNano())
 	defer f.began.Store(0)
+	if !f.rebuild(logs[0].Index - 1) {
+		return make([]any, len(logs))
+	}
 	entries := make([]Entry, 0, len(logs))
 	for _, l := range logs {
 		if l.Type != raft.LogCommand {
@@ -88,7 +91,12 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 func (f *fsm) StoreConfiguration(index uint64, _ raft.Configuration) { f.reached(index) }
 
 // Snapshot is instant: the state machine's checkpoint is taken in Persist.
-func (f *fsm) Snapshot() (raft.FSMSnapshot, error) { return ownSnapshot{f.g.cfg.Machine}, nil }
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if !f.rebuild(0) {
+		return nil, raft.ErrRaftShutdown
+	}
+	return ownSnapshot{f.g.cfg.Machine}, nil
+}
 
 // Restore pulls the rows that the leader's manifest names.
 func (f *fsm) Restore(r io.ReadCloser) error {

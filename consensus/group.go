@@ -55,9 +55,13 @@ type Group struct {
 	holds              holds
 	pulling            atomic.Uint64 // the node that sends a snapshot, zero if none does
 
-	mu     sync.Mutex
-	lead   leadership
-	closed bool
+	comparing sync.Mutex
+	wrong     atomic.Pointer[wrong] // set while the content is wrong
+
+	mu       sync.Mutex
+	compared *Compared // what the last comparison found
+	lead     leadership
+	closed   bool
 }
 
 // leadership is what a leader knows of its term; the zero value means that this replica does not lead, or is not ready to.
@@ -93,6 +97,11 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	if err := g.reconcile(); err != nil {
 		return nil, err
 	}
+	w, err := readWrong(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	g.wrong.Store(w)
 	g.fsm = newFSM(g)
 	g.lane = h.transport.Open(cfg.ID, replica{g})
 	undo = append(undo, g.lane.Close)
@@ -109,6 +118,10 @@ func openGroup(h *Host, cfg GroupConfig) (_ *Group, err error) {
 	g.reads = newReader(g)
 	g.wg.Go(func() { g.follow(notify) })
 	g.wg.Go(g.prop.run)
+	if w != nil {
+		g.log.Error("REPLICA IS WRONG: it is not used and is fetched anew", "why", w.Why)
+		g.wg.Go(g.seeRebuilt)
+	}
 	if v := g.voters(); len(v) == 1 && v[0] == h.cfg.Node {
 		g.wg.Go(func() { g.lane.Stand(g.ctx) }) // there is nobody whose silence to wait for
 	}
@@ -372,6 +385,52 @@ func (r replica) Progress() (applied, last uint64) {
 // Durable waits until what this replica has of the log up to index is on its disk.
 func (r replica) Durable(ctx context.Context, index uint64) error {
 	return r.g.store.durable(ctx, index)
+}
+
+func (r replica) Digest(ctx context.Context, index uint64) (*transport.DigestReply, error) {
+	if err := r.g.awaitStart(ctx); err != nil {
+		return nil, err
+	}
+	d, err := r.g.digest(ctx, dc.Index(index))
+	if dc.KindOf(err) == dc.Again {
+		return &transport.DigestReply{Gone: true}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &transport.DigestReply{Rows: d.Rows, Bytes: d.Bytes, Sum: d.Sum}, nil
+}
+
+func (r replica) Rebuild(ctx context.Context, req *transport.RebuildRequest) error {
+	if err := r.g.awaitStart(ctx); err != nil {
+		return err
+	}
+	if leader, _ := r.g.Leader(); uint64(leader) != req.From {
+		return dc.Errorf(dc.Denied, "rebuild", r.g.cfg.ID.String(), "node n%d is not the leader", req.From)
+	}
+	var from []dc.NodeID
+	for _, n := range req.Sources {
+		from = append(from, dc.NodeID(n))
+	}
+	return r.g.Rebuild(req.Why, from)
+}
+
+func (r replica) Compare(ctx context.Context, markOnly bool) (*transport.CompareReply, error) {
+	if err := r.g.awaitStart(ctx); err != nil {
+		return nil, err
+	}
+	if markOnly {
+		if !r.g.IsLeader() {
+			return nil, r.g.notLeader("mark")
+		}
+		_, err := r.g.mark(ctx)
+		return &transport.CompareReply{}, err
+	}
+	c, err := r.g.Compare(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return c.encode(), nil
 }
 
 func (r replica) Pull(ctx context.Context, p *transport.PullRequest, out transport.Sink) error {

@@ -126,6 +126,9 @@ func (s *holds) close() {
 func (g *Group) serve(ctx context.Context, p *transport.PullRequest, out transport.Sink) error {
 	at, atLeast := dc.Index(p.At), dc.Index(p.AtLeast)
 	reached := g.fsm.index()
+	if why := g.Rebuilding(); why != "" {
+		return dc.Errorf(dc.Unavailable, "serve snapshot", g.cfg.ID.String(), "the replica is wrong itself: %s", why)
+	}
 	if at != 0 && at < atLeast && (reached < p.AtLeast || g.cfg.Machine.Applied() != at) {
 		// Were it still the state, only no-ops would be between the two.
 		return dc.Errorf(dc.Stale, "serve snapshot", g.cfg.ID.String(), "the state after entry %d is older than %d", at, atLeast)

@@ -39,8 +39,11 @@ func (e *Env) sockets() []string {
 
 // withAdmin calls f with an admin client of the first node that answers.
 func (e *Env) withAdmin(ctx context.Context, f func(ctx context.Context, c dcpb.AdminClient) error) error {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
+	if _, own := ctx.Deadline(); !own {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, adminTimeout)
+		defer cancel()
+	}
 	sockets := e.sockets()
 	if len(sockets) == 0 {
 		where := e.Dir

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"missingos/srv/dcpb"
 )
@@ -173,7 +174,7 @@ func (e *Env) inTree(path string) (string, error) {
 	return filepath.Join(mount, path), err
 }
 
-func writeJSON(env *Env, st *dcpb.AdminStatusReply) error {
+func writeJSON(env *Env, st proto.Message) error {
 	b, err := protojson.MarshalOptions{Multiline: true, EmitUnpopulated: true, UseProtoNames: true}.Marshal(st)
 	if err == nil {
 		_, err = fmt.Fprintln(env.Stdout, string(b))

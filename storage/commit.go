@@ -13,7 +13,7 @@ import (
 //
 // Outline: entries are run into one overlay over the state they started from; when it is large enough, or the entries are
 // through, it is written at the index of its last entry and the applied index moves. An entry with no commands (a no-op of
-// the log) moves the index only. An entry at or below the applied index is not applied; its commands get an error.
+// the log) moves the index only, and ends what is written together. An entry at or below the applied index is not applied; its commands get an error.
 //
 // A machine that panics or returns an error after writing, and a disk that fails, are the end: Config.Fatal.
 func (s *Shard) Apply(entries []Entry) [][]Result {
@@ -95,7 +95,7 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes
 		r, ev := s.ledger.entry(over, e)
 		*results = append(*results, r)
 		events = append(events, ev)
-		if over.bytes >= limit || e.Index%groupStep == 0 {
+		if over.bytes >= limit || e.Index%groupStep == 0 || len(e.Commands) == 0 { // see Held, and Digest
 			break
 		}
 	}

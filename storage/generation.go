@@ -40,8 +40,9 @@ type generation struct {
 	discarded uint64 // versions before this may be gone
 	refs      int    // readers, plus one while it is current
 	pins      map[dc.Index]int
-	remove    bool  // the directory is to go too
-	closeErr  error // set before open is Done
+	remove    bool   // the directory is to go too
+	keep      string // it is not removed but becomes this
+	closeErr  error  // set before open is Done
 }
 
 const (
@@ -234,7 +235,10 @@ func (g *generation) unrefLocked() {
 		if g.db != nil {
 			g.closeErr = g.db.Close()
 		}
-		if g.remove {
+		switch {
+		case g.keep != "":
+			g.closeErr = errors.Join(g.closeErr, os.Rename(g.path, g.keep))
+		case g.remove:
 			g.closeErr = errors.Join(g.closeErr, os.RemoveAll(g.path))
 		}
 		g.open.Done()

@@ -155,7 +155,8 @@ func (s *Shard) install(ctx context.Context, in *incoming) error {
 	for s.paused { // the old files are being opened
 		s.free.Wait()
 	}
-	old.remove = true
+	old.remove, old.keep = true, s.aside
+	s.aside = ""
 	old.unrefLocked()
 	s.adoptLocked(g, l)
 	s.mu.Unlock()

@@ -29,6 +29,8 @@ type Config struct {
 	// Fatal is called when the replica must stop: a machine that panics, a disk that fails. It should not return; if it does
 	// (in tests) the shard refuses all further work. Default: log and exit the process.
 	Fatal func(error)
+	// Damaged, if set, is called before Fatal when the files of a shard that was put away cannot be opened.
+	Damaged func(error)
 
 	hooks hooks
 }
@@ -74,6 +76,9 @@ func (c *Config) setDefaults() error {
 			fmt.Fprintln(os.Stderr, "dcd: storage:", err)
 			os.Exit(1)
 		}
+	}
+	if c.Damaged == nil {
+		c.Damaged = func(error) {}
 	}
 	if c.hooks.syncLogs == nil {
 		c.hooks.syncLogs = syncLogs
@@ -136,9 +141,11 @@ type Shard struct {
 	applied Mark
 	clock   int64
 	durable Mark          // of the last checkpoint
+	began   dc.Index      // entry that the state began with in this process, or with a snapshot
 	moved   chan struct{} // closed and replaced when applied grows or the shard closes; nil if nobody waits
 	failed  error         // why the shard refuses work
 	receipt *Receipt      // of the snapshot that is being received
+	aside   string        // what becomes of the state that the next Restore replaces; empty: it is removed
 }
 
 // Open opens the shard in dir, creating it if there is none. A shard is open once at a time.
@@ -171,6 +178,9 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 		return nil, dc.Wrap(err, "storage.open", dir)
 	}
 	if shelved && s.cfg.ShelveAfter >= 0 {
+		if err := checkManifest(path); err != nil {
+			return nil, dc.Wrap(err, "storage.open", dir)
+		}
 		s.gen = newGeneration(path, &s.cfg, &s.open)
 		s.gen.begin(rec)
 		s.applied, s.durable, s.clock = rec.mark(), rec.mark(), *rec.Clock
@@ -199,7 +209,7 @@ func Open(dir string, m Machine, cfg Config) (*Shard, error) {
 // adoptLocked makes g, whose files are open, with the ledger loaded from it, the shard's state. Called under apply, too, once the shard is in use.
 func (s *Shard) adoptLocked(g *generation, l *ledger) {
 	s.ledger = l
-	s.gen, s.durable = g, g.durable
+	s.gen, s.durable, s.began = g, g.durable, l.applied
 	s.applied, s.clock = Mark{l.applied, l.term}, l.clock
 	s.wakeLocked()
 	if g.awake {
@@ -267,6 +277,13 @@ func (s *Shard) WaitApplied(ctx context.Context, index dc.Index) error {
 			return dc.Errorf(dc.KindOf(ctx.Err()), "storage.wait", "", "entry %d is not applied yet: %w", index, ctx.Err())
 		}
 	}
+}
+
+// SetAside has the state that the next Restore replaces kept as a directory, which must not exist, of the same file system.
+func (s *Shard) SetAside(path string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.aside = path
 }
 
 func (s *Shard) wakeLocked() {

@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
+
 	"missingos/srv/dc"
 )
 
@@ -102,7 +104,9 @@ func (s *Shard) takeDownLocked(urgent bool) {
 	s.mu.Unlock()
 	l, err := s.takeDown(g, urgent)
 	if err != nil {
-		s.fail(dc.Wrap(err, "open", g.path))
+		err = dc.Wrap(err, "open", g.path)
+		s.cfg.Damaged(err)
+		s.fail(err)
 	}
 	s.mu.Lock()
 	if err == nil {
@@ -222,6 +226,30 @@ func onShelf(path string) (rec checkpointRecord, shelved bool, err error) {
 	}
 	logs, err := filepath.Glob(filepath.Join(path, "*.mem"))
 	return rec, len(logs) == 0, err
+}
+
+// checkManifest looks whether what Badger says it has of a shelved shard is there, without opening it: damage is better found at the start, when the
+// replica can be fetched anew, than when somebody needs it.
+func checkManifest(path string) error {
+	f, err := os.Open(filepath.Join(path, badger.ManifestFilename))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever written
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	m, _, err := badger.ReplayManifestFile(f, 0, badger.DefaultOptions(path).WithLogger(nil))
+	if err != nil {
+		return &Fault{err}
+	}
+	for id := range m.Tables {
+		name := fmt.Sprintf("%06d.sst", id)
+		if fi, err := os.Stat(filepath.Join(path, name)); errors.Is(err, fs.ErrNotExist) || err == nil && fi.Size() == 0 {
+			return &Fault{fmt.Errorf("the table %s is gone", name)}
+		}
+	}
+	return nil
 }
 
 // tableBytes is what the tables of a shelved shard take on disk.

@@ -1272,6 +1272,442 @@ func (*HoldReply) Descriptor() ([]byte, []int) {
 	return file_raft_proto_rawDescGZIP(), []int{19}
 }
 
+type DigestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"` // of an entry without commands
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestRequest) Reset() {
+	*x = DigestRequest{}
+	mi := &file_raft_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestRequest) ProtoMessage() {}
+
+func (x *DigestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestRequest.ProtoReflect.Descriptor instead.
+func (*DigestRequest) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DigestRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DigestRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *DigestRequest) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+type DigestReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          uint64                 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Sum           []byte                 `protobuf:"bytes,3,opt,name=sum,proto3" json:"sum,omitempty"`
+	Gone          bool                   `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"` // the version is not kept any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DigestReply) Reset() {
+	*x = DigestReply{}
+	mi := &file_raft_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DigestReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DigestReply) ProtoMessage() {}
+
+func (x *DigestReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DigestReply.ProtoReflect.Descriptor instead.
+func (*DigestReply) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DigestReply) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *DigestReply) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DigestReply) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
+func (x *DigestReply) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+type CompareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	MarkOnly      bool                   `protobuf:"varint,3,opt,name=mark_only,json=markOnly,proto3" json:"mark_only,omitempty"` // put an entry without commands into the log, and no more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareRequest) Reset() {
+	*x = CompareRequest{}
+	mi := &file_raft_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareRequest) ProtoMessage() {}
+
+func (x *CompareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareRequest.ProtoReflect.Descriptor instead.
+func (*CompareRequest) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CompareRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *CompareRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *CompareRequest) GetMarkOnly() bool {
+	if x != nil {
+		return x.MarkOnly
+	}
+	return false
+}
+
+type CompareReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Replicas      []*ComparedReplica     `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Undecided     bool                   `protobuf:"varint,3,opt,name=undecided,proto3" json:"undecided,omitempty"` // they differ, and no majority agrees
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompareReply) Reset() {
+	*x = CompareReply{}
+	mi := &file_raft_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompareReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompareReply) ProtoMessage() {}
+
+func (x *CompareReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompareReply.ProtoReflect.Descriptor instead.
+func (*CompareReply) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CompareReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *CompareReply) GetReplicas() []*ComparedReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *CompareReply) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
+}
+
+type ComparedReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Rows          uint64                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Sum           []byte                 `protobuf:"bytes,4,opt,name=sum,proto3" json:"sum,omitempty"`
+	Err           string                 `protobuf:"bytes,5,opt,name=err,proto3" json:"err,omitempty"`          // it did not tell
+	Differs       bool                   `protobuf:"varint,6,opt,name=differs,proto3" json:"differs,omitempty"` // from what a majority has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ComparedReplica) Reset() {
+	*x = ComparedReplica{}
+	mi := &file_raft_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ComparedReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ComparedReplica) ProtoMessage() {}
+
+func (x *ComparedReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ComparedReplica.ProtoReflect.Descriptor instead.
+func (*ComparedReplica) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ComparedReplica) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *ComparedReplica) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *ComparedReplica) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ComparedReplica) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
+func (x *ComparedReplica) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
+func (x *ComparedReplica) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
+type RebuildRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Sources       []uint64               `protobuf:"varint,4,rep,packed,name=sources,proto3" json:"sources,omitempty"` // that are right
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebuildRequest) Reset() {
+	*x = RebuildRequest{}
+	mi := &file_raft_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebuildRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebuildRequest) ProtoMessage() {}
+
+func (x *RebuildRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebuildRequest.ProtoReflect.Descriptor instead.
+func (*RebuildRequest) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RebuildRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *RebuildRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *RebuildRequest) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *RebuildRequest) GetSources() []uint64 {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+type RebuildReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RebuildReply) Reset() {
+	*x = RebuildReply{}
+	mi := &file_raft_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RebuildReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RebuildReply) ProtoMessage() {}
+
+func (x *RebuildReply) ProtoReflect() protoreflect.Message {
+	mi := &file_raft_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RebuildReply.ProtoReflect.Descriptor instead.
+func (*RebuildReply) Descriptor() ([]byte, []int) {
+	return file_raft_proto_rawDescGZIP(), []int{26}
+}
+
 var File_raft_proto protoreflect.FileDescriptor
 
 const file_raft_proto_rawDesc = "" +
@@ -1372,7 +1808,37 @@ const file_raft_proto_rawDesc = "" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x0e\n" +
 	"\x02at\x18\x03 \x01(\x04R\x02at\"\v\n" +
-	"\tHoldReply2\xce\x04\n" +
+	"\tHoldReply\"O\n" +
+	"\rDigestRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"]\n" +
+	"\vDigestReply\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x10\n" +
+	"\x03sum\x18\x03 \x01(\fR\x03sum\x12\x12\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\"W\n" +
+	"\x0eCompareRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x1b\n" +
+	"\tmark_only\x18\x03 \x01(\bR\bmarkOnly\"{\n" +
+	"\fCompareReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x127\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1b.dc.raft.v1.ComparedReplicaR\breplicas\x12\x1c\n" +
+	"\tundecided\x18\x03 \x01(\bR\tundecided\"\x8d\x01\n" +
+	"\x0fComparedReplica\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x10\n" +
+	"\x03sum\x18\x04 \x01(\fR\x03sum\x12\x10\n" +
+	"\x03err\x18\x05 \x01(\tR\x03err\x12\x18\n" +
+	"\adiffers\x18\x06 \x01(\bR\adiffers\"f\n" +
+	"\x0eRebuildRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x12\x18\n" +
+	"\asources\x18\x04 \x03(\x04R\asources\"\x0e\n" +
+	"\fRebuildReply2\x8e\x06\n" +
 	"\x04Raft\x12<\n" +
 	"\x06Append\x12\x19.dc.raft.v1.AppendRequest\x1a\x17.dc.raft.v1.AppendReply\x126\n" +
 	"\x04Beat\x12\x17.dc.raft.v1.BeatRequest\x1a\x15.dc.raft.v1.BeatReply\x126\n" +
@@ -1383,7 +1849,10 @@ const file_raft_proto_rawDesc = "" +
 	"\aConfirm\x12\x1a.dc.raft.v1.ConfirmRequest\x1a\x18.dc.raft.v1.ConfirmReply\x12B\n" +
 	"\bProgress\x12\x1b.dc.raft.v1.ProgressRequest\x1a\x19.dc.raft.v1.ProgressReply\x128\n" +
 	"\x04Pull\x12\x17.dc.raft.v1.PullRequest\x1a\x15.dc.raft.v1.PullChunk0\x01\x126\n" +
-	"\x04Hold\x12\x17.dc.raft.v1.HoldRequest\x1a\x15.dc.raft.v1.HoldReplyB\x1fZ\x1dmissingos/consensus/transportb\x06proto3"
+	"\x04Hold\x12\x17.dc.raft.v1.HoldRequest\x1a\x15.dc.raft.v1.HoldReply\x12<\n" +
+	"\x06Digest\x12\x19.dc.raft.v1.DigestRequest\x1a\x17.dc.raft.v1.DigestReply\x12?\n" +
+	"\aCompare\x12\x1a.dc.raft.v1.CompareRequest\x1a\x18.dc.raft.v1.CompareReply\x12?\n" +
+	"\aRebuild\x12\x1a.dc.raft.v1.RebuildRequest\x1a\x18.dc.raft.v1.RebuildReplyB\x1fZ\x1dmissingos/consensus/transportb\x06proto3"
 
 var (
 	file_raft_proto_rawDescOnce sync.Once
@@ -1397,7 +1866,7 @@ func file_raft_proto_rawDescGZIP() []byte {
 	return file_raft_proto_rawDescData
 }
 
-var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_raft_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_raft_proto_goTypes = []any{
 	(*Entry)(nil),                  // 0: dc.raft.v1.Entry
 	(*AppendRequest)(nil),          // 1: dc.raft.v1.AppendRequest
@@ -1419,34 +1888,48 @@ var file_raft_proto_goTypes = []any{
 	(*PullChunk)(nil),              // 17: dc.raft.v1.PullChunk
 	(*HoldRequest)(nil),            // 18: dc.raft.v1.HoldRequest
 	(*HoldReply)(nil),              // 19: dc.raft.v1.HoldReply
+	(*DigestRequest)(nil),          // 20: dc.raft.v1.DigestRequest
+	(*DigestReply)(nil),            // 21: dc.raft.v1.DigestReply
+	(*CompareRequest)(nil),         // 22: dc.raft.v1.CompareRequest
+	(*CompareReply)(nil),           // 23: dc.raft.v1.CompareReply
+	(*ComparedReplica)(nil),        // 24: dc.raft.v1.ComparedReplica
+	(*RebuildRequest)(nil),         // 25: dc.raft.v1.RebuildRequest
+	(*RebuildReply)(nil),           // 26: dc.raft.v1.RebuildReply
 }
 var file_raft_proto_depIdxs = []int32{
 	0,  // 0: dc.raft.v1.AppendRequest.entries:type_name -> dc.raft.v1.Entry
 	5,  // 1: dc.raft.v1.BeatReply.slots:type_name -> dc.raft.v1.BeatSlot
 	2,  // 2: dc.raft.v1.BeatSlot.reply:type_name -> dc.raft.v1.AppendReply
-	1,  // 3: dc.raft.v1.Raft.Append:input_type -> dc.raft.v1.AppendRequest
-	3,  // 4: dc.raft.v1.Raft.Beat:input_type -> dc.raft.v1.BeatRequest
-	6,  // 5: dc.raft.v1.Raft.Vote:input_type -> dc.raft.v1.VoteRequest
-	8,  // 6: dc.raft.v1.Raft.InstallSnapshot:input_type -> dc.raft.v1.InstallSnapshotRequest
-	10, // 7: dc.raft.v1.Raft.TimeoutNow:input_type -> dc.raft.v1.TimeoutNowRequest
-	12, // 8: dc.raft.v1.Raft.Confirm:input_type -> dc.raft.v1.ConfirmRequest
-	14, // 9: dc.raft.v1.Raft.Progress:input_type -> dc.raft.v1.ProgressRequest
-	16, // 10: dc.raft.v1.Raft.Pull:input_type -> dc.raft.v1.PullRequest
-	18, // 11: dc.raft.v1.Raft.Hold:input_type -> dc.raft.v1.HoldRequest
-	2,  // 12: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
-	4,  // 13: dc.raft.v1.Raft.Beat:output_type -> dc.raft.v1.BeatReply
-	7,  // 14: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
-	9,  // 15: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
-	11, // 16: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
-	13, // 17: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
-	15, // 18: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
-	17, // 19: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
-	19, // 20: dc.raft.v1.Raft.Hold:output_type -> dc.raft.v1.HoldReply
-	12, // [12:21] is the sub-list for method output_type
-	3,  // [3:12] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	24, // 3: dc.raft.v1.CompareReply.replicas:type_name -> dc.raft.v1.ComparedReplica
+	1,  // 4: dc.raft.v1.Raft.Append:input_type -> dc.raft.v1.AppendRequest
+	3,  // 5: dc.raft.v1.Raft.Beat:input_type -> dc.raft.v1.BeatRequest
+	6,  // 6: dc.raft.v1.Raft.Vote:input_type -> dc.raft.v1.VoteRequest
+	8,  // 7: dc.raft.v1.Raft.InstallSnapshot:input_type -> dc.raft.v1.InstallSnapshotRequest
+	10, // 8: dc.raft.v1.Raft.TimeoutNow:input_type -> dc.raft.v1.TimeoutNowRequest
+	12, // 9: dc.raft.v1.Raft.Confirm:input_type -> dc.raft.v1.ConfirmRequest
+	14, // 10: dc.raft.v1.Raft.Progress:input_type -> dc.raft.v1.ProgressRequest
+	16, // 11: dc.raft.v1.Raft.Pull:input_type -> dc.raft.v1.PullRequest
+	18, // 12: dc.raft.v1.Raft.Hold:input_type -> dc.raft.v1.HoldRequest
+	20, // 13: dc.raft.v1.Raft.Digest:input_type -> dc.raft.v1.DigestRequest
+	22, // 14: dc.raft.v1.Raft.Compare:input_type -> dc.raft.v1.CompareRequest
+	25, // 15: dc.raft.v1.Raft.Rebuild:input_type -> dc.raft.v1.RebuildRequest
+	2,  // 16: dc.raft.v1.Raft.Append:output_type -> dc.raft.v1.AppendReply
+	4,  // 17: dc.raft.v1.Raft.Beat:output_type -> dc.raft.v1.BeatReply
+	7,  // 18: dc.raft.v1.Raft.Vote:output_type -> dc.raft.v1.VoteReply
+	9,  // 19: dc.raft.v1.Raft.InstallSnapshot:output_type -> dc.raft.v1.InstallSnapshotReply
+	11, // 20: dc.raft.v1.Raft.TimeoutNow:output_type -> dc.raft.v1.TimeoutNowReply
+	13, // 21: dc.raft.v1.Raft.Confirm:output_type -> dc.raft.v1.ConfirmReply
+	15, // 22: dc.raft.v1.Raft.Progress:output_type -> dc.raft.v1.ProgressReply
+	17, // 23: dc.raft.v1.Raft.Pull:output_type -> dc.raft.v1.PullChunk
+	19, // 24: dc.raft.v1.Raft.Hold:output_type -> dc.raft.v1.HoldReply
+	21, // 25: dc.raft.v1.Raft.Digest:output_type -> dc.raft.v1.DigestReply
+	23, // 26: dc.raft.v1.Raft.Compare:output_type -> dc.raft.v1.CompareReply
+	26, // 27: dc.raft.v1.Raft.Rebuild:output_type -> dc.raft.v1.RebuildReply
+	16, // [16:28] is the sub-list for method output_type
+	4,  // [4:16] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_raft_proto_init() }
@@ -1460,7 +1943,7 @@ func file_raft_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raft_proto_rawDesc), len(file_raft_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

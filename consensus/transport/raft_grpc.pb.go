@@ -30,6 +30,9 @@ const (
 	Raft_Progress_FullMethodName        = "/dc.raft.v1.Raft/Progress"
 	Raft_Pull_FullMethodName            = "/dc.raft.v1.Raft/Pull"
 	Raft_Hold_FullMethodName            = "/dc.raft.v1.Raft/Hold"
+	Raft_Digest_FullMethodName          = "/dc.raft.v1.Raft/Digest"
+	Raft_Compare_FullMethodName         = "/dc.raft.v1.Raft/Compare"
+	Raft_Rebuild_FullMethodName         = "/dc.raft.v1.Raft/Rebuild"
 )
 
 // RaftClient is the client API for Raft service.
@@ -50,6 +53,12 @@ type RaftClient interface {
 	Pull(ctx context.Context, in *PullRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PullChunk], error)
 	// Hold keeps a state for a while, so that its pull can go on from here when the sender that it began at dies.
 	Hold(ctx context.Context, in *HoldRequest, opts ...grpc.CallOption) (*HoldReply, error)
+	// Digest sums up a replica's content after an entry; it takes as long as reading it.
+	Digest(ctx context.Context, in *DigestRequest, opts ...grpc.CallOption) (*DigestReply, error)
+	// Compare has the leader compare the content of all replicas.
+	Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareReply, error)
+	// Rebuild tells a replica that its content is wrong; only its leader does. It answers before the replica is right.
+	Rebuild(ctx context.Context, in *RebuildRequest, opts ...grpc.CallOption) (*RebuildReply, error)
 }
 
 type raftClient struct {
@@ -159,6 +168,36 @@ func (c *raftClient) Hold(ctx context.Context, in *HoldRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *raftClient) Digest(ctx context.Context, in *DigestRequest, opts ...grpc.CallOption) (*DigestReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DigestReply)
+	err := c.cc.Invoke(ctx, Raft_Digest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *raftClient) Compare(ctx context.Context, in *CompareRequest, opts ...grpc.CallOption) (*CompareReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CompareReply)
+	err := c.cc.Invoke(ctx, Raft_Compare_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *raftClient) Rebuild(ctx context.Context, in *RebuildRequest, opts ...grpc.CallOption) (*RebuildReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RebuildReply)
+	err := c.cc.Invoke(ctx, Raft_Rebuild_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RaftServer is the server API for Raft service.
 // All implementations must embed UnimplementedRaftServer
 // for forward compatibility.
@@ -177,6 +216,12 @@ type RaftServer interface {
 	Pull(*PullRequest, grpc.ServerStreamingServer[PullChunk]) error
 	// Hold keeps a state for a while, so that its pull can go on from here when the sender that it began at dies.
 	Hold(context.Context, *HoldRequest) (*HoldReply, error)
+	// Digest sums up a replica's content after an entry; it takes as long as reading it.
+	Digest(context.Context, *DigestRequest) (*DigestReply, error)
+	// Compare has the leader compare the content of all replicas.
+	Compare(context.Context, *CompareRequest) (*CompareReply, error)
+	// Rebuild tells a replica that its content is wrong; only its leader does. It answers before the replica is right.
+	Rebuild(context.Context, *RebuildRequest) (*RebuildReply, error)
 	mustEmbedUnimplementedRaftServer()
 }
 
@@ -213,6 +258,15 @@ func (UnimplementedRaftServer) Pull(*PullRequest, grpc.ServerStreamingServer[Pul
 }
 func (UnimplementedRaftServer) Hold(context.Context, *HoldRequest) (*HoldReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Hold not implemented")
+}
+func (UnimplementedRaftServer) Digest(context.Context, *DigestRequest) (*DigestReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Digest not implemented")
+}
+func (UnimplementedRaftServer) Compare(context.Context, *CompareRequest) (*CompareReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Compare not implemented")
+}
+func (UnimplementedRaftServer) Rebuild(context.Context, *RebuildRequest) (*RebuildReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rebuild not implemented")
 }
 func (UnimplementedRaftServer) mustEmbedUnimplementedRaftServer() {}
 func (UnimplementedRaftServer) testEmbeddedByValue()              {}
@@ -390,6 +444,60 @@ func _Raft_Hold_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Raft_Digest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DigestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RaftServer).Digest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Raft_Digest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RaftServer).Digest(ctx, req.(*DigestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Raft_Compare_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CompareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RaftServer).Compare(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Raft_Compare_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RaftServer).Compare(ctx, req.(*CompareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Raft_Rebuild_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RebuildRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RaftServer).Rebuild(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Raft_Rebuild_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RaftServer).Rebuild(ctx, req.(*RebuildRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Raft_ServiceDesc is the grpc.ServiceDesc for Raft service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -428,6 +536,18 @@ var Raft_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Hold",
 			Handler:    _Raft_Hold_Handler,
+		},
+		{
+			MethodName: "Digest",
+			Handler:    _Raft_Digest_Handler,
+		},
+		{
+			MethodName: "Compare",
+			Handler:    _Raft_Compare_Handler,
+		},
+		{
+			MethodName: "Rebuild",
+			Handler:    _Raft_Rebuild_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -58,6 +58,11 @@ type Replica interface {
 	Pull(ctx context.Context, p *PullRequest, out Sink) error
 	// Hold keeps the state after entry at for a while. It waits until the entry is applied, or ctx ends.
 	Hold(ctx context.Context, at uint64) error
+	// Digest sums up the content after entry index; Compare has the group's leader compare all.
+	Digest(ctx context.Context, index uint64) (*DigestReply, error)
+	Compare(ctx context.Context, markOnly bool) (*CompareReply, error)
+	// Rebuild has the content fetched anew, on the leader's word.
+	Rebuild(ctx context.Context, r *RebuildRequest) error
 }
 
 // Transport is a node's end of all connections.

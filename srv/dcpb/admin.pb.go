@@ -324,11 +324,12 @@ type AdminGroup struct {
 	Commit        uint64                 `protobuf:"varint,5,opt,name=commit,proto3" json:"commit,omitempty"`
 	Replicas      []*AdminReplica        `protobuf:"bytes,6,rep,name=replicas,proto3" json:"replicas,omitempty"`
 	Kind          string                 `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
-	Want          uint32                 `protobuf:"varint,8,opt,name=want,proto3" json:"want,omitempty"`       // replicas to have
-	Change        string                 `protobuf:"bytes,9,opt,name=change,proto3" json:"change,omitempty"`    // what is under way; empty: nothing
-	Reasons       []string               `protobuf:"bytes,10,rep,name=reasons,proto3" json:"reasons,omitempty"` // why it is as it is
-	Pinned        bool                   `protobuf:"varint,11,opt,name=pinned,proto3" json:"pinned,omitempty"`  // placed by a person
-	Prefer        uint64                 `protobuf:"varint,12,opt,name=prefer,proto3" json:"prefer,omitempty"`  // the node that should lead; 0: any
+	Want          uint32                 `protobuf:"varint,8,opt,name=want,proto3" json:"want,omitempty"`                                // replicas to have
+	Change        string                 `protobuf:"bytes,9,opt,name=change,proto3" json:"change,omitempty"`                             // what is under way; empty: nothing
+	Reasons       []string               `protobuf:"bytes,10,rep,name=reasons,proto3" json:"reasons,omitempty"`                          // why it is as it is
+	Pinned        bool                   `protobuf:"varint,11,opt,name=pinned,proto3" json:"pinned,omitempty"`                           // placed by a person
+	Prefer        uint64                 `protobuf:"varint,12,opt,name=prefer,proto3" json:"prefer,omitempty"`                           // the node that should lead; 0: any
+	ComparedMs    int64                  `protobuf:"varint,13,opt,name=compared_ms,json=comparedMs,proto3" json:"compared_ms,omitempty"` // when the replicas' content was compared last, Unix milliseconds; 0: not by this leader
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -447,11 +448,18 @@ func (x *AdminGroup) GetPrefer() uint64 {
 	return 0
 }
 
+func (x *AdminGroup) GetComparedMs() int64 {
+	if x != nil {
+		return x.ComparedMs
+	}
+	return 0
+}
+
 type AdminReplica struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
 	Role          string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`     // voter, non-voter, wanted, leaving
-	Health        string                 `protobuf:"bytes,3,opt,name=health,proto3" json:"health,omitempty"` // ok, behind, down, unknown
+	Health        string                 `protobuf:"bytes,3,opt,name=health,proto3" json:"health,omitempty"` // ok, behind, differs, rebuilding, down, unknown
 	Applied       uint64                 `protobuf:"varint,4,opt,name=applied,proto3" json:"applied,omitempty"`
 	Lag           uint64                 `protobuf:"varint,5,opt,name=lag,proto3" json:"lag,omitempty"`            // entries behind the leader's commit index
 	Receiving     *Receiving             `protobuf:"bytes,6,opt,name=receiving,proto3" json:"receiving,omitempty"` // if it is getting the whole state, because the log does not reach back to it
@@ -608,6 +616,202 @@ func (x *Receiving) GetWhole() bool {
 	return false
 }
 
+type AdminCompareGroupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Group         uint64                 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminCompareGroupRequest) Reset() {
+	*x = AdminCompareGroupRequest{}
+	mi := &file_admin_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminCompareGroupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminCompareGroupRequest) ProtoMessage() {}
+
+func (x *AdminCompareGroupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminCompareGroupRequest.ProtoReflect.Descriptor instead.
+func (*AdminCompareGroupRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AdminCompareGroupRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *AdminCompareGroupRequest) GetGroup() uint64 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+type AdminCompareGroupReply struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Index         uint64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // the entry after which the content was compared
+	Replicas      []*AdminComparedReplica `protobuf:"bytes,2,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Undecided     bool                    `protobuf:"varint,3,opt,name=undecided,proto3" json:"undecided,omitempty"` // they differ, and no majority agrees
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminCompareGroupReply) Reset() {
+	*x = AdminCompareGroupReply{}
+	mi := &file_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminCompareGroupReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminCompareGroupReply) ProtoMessage() {}
+
+func (x *AdminCompareGroupReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminCompareGroupReply.ProtoReflect.Descriptor instead.
+func (*AdminCompareGroupReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AdminCompareGroupReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AdminCompareGroupReply) GetReplicas() []*AdminComparedReplica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *AdminCompareGroupReply) GetUndecided() bool {
+	if x != nil {
+		return x.Undecided
+	}
+	return false
+}
+
+type AdminComparedReplica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Rows          uint64                 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Sum           []byte                 `protobuf:"bytes,4,opt,name=sum,proto3" json:"sum,omitempty"`
+	Err           string                 `protobuf:"bytes,5,opt,name=err,proto3" json:"err,omitempty"`          // it did not tell
+	Differs       bool                   `protobuf:"varint,6,opt,name=differs,proto3" json:"differs,omitempty"` // from what a majority has
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminComparedReplica) Reset() {
+	*x = AdminComparedReplica{}
+	mi := &file_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminComparedReplica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminComparedReplica) ProtoMessage() {}
+
+func (x *AdminComparedReplica) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminComparedReplica.ProtoReflect.Descriptor instead.
+func (*AdminComparedReplica) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AdminComparedReplica) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *AdminComparedReplica) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *AdminComparedReplica) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *AdminComparedReplica) GetSum() []byte {
+	if x != nil {
+		return x.Sum
+	}
+	return nil
+}
+
+func (x *AdminComparedReplica) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
+func (x *AdminComparedReplica) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
+}
+
 type AdminTokenRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -618,7 +822,7 @@ type AdminTokenRequest struct {
 
 func (x *AdminTokenRequest) Reset() {
 	*x = AdminTokenRequest{}
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +834,7 @@ func (x *AdminTokenRequest) String() string {
 func (*AdminTokenRequest) ProtoMessage() {}
 
 func (x *AdminTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[6]
+	mi := &file_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +847,7 @@ func (x *AdminTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminTokenRequest.ProtoReflect.Descriptor instead.
 func (*AdminTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{6}
+	return file_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AdminTokenRequest) GetHeader() *Header {
@@ -670,7 +874,7 @@ type AdminTokenReply struct {
 
 func (x *AdminTokenReply) Reset() {
 	*x = AdminTokenReply{}
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -682,7 +886,7 @@ func (x *AdminTokenReply) String() string {
 func (*AdminTokenReply) ProtoMessage() {}
 
 func (x *AdminTokenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[7]
+	mi := &file_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -695,7 +899,7 @@ func (x *AdminTokenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminTokenReply.ProtoReflect.Descriptor instead.
 func (*AdminTokenReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{7}
+	return file_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdminTokenReply) GetToken() string {
@@ -724,7 +928,7 @@ type AdminDrainRequest struct {
 
 func (x *AdminDrainRequest) Reset() {
 	*x = AdminDrainRequest{}
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +940,7 @@ func (x *AdminDrainRequest) String() string {
 func (*AdminDrainRequest) ProtoMessage() {}
 
 func (x *AdminDrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[8]
+	mi := &file_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +953,7 @@ func (x *AdminDrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminDrainRequest.ProtoReflect.Descriptor instead.
 func (*AdminDrainRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{8}
+	return file_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *AdminDrainRequest) GetHeader() *Header {
@@ -788,7 +992,7 @@ type AdminDrainReply struct {
 
 func (x *AdminDrainReply) Reset() {
 	*x = AdminDrainReply{}
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +1004,7 @@ func (x *AdminDrainReply) String() string {
 func (*AdminDrainReply) ProtoMessage() {}
 
 func (x *AdminDrainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[9]
+	mi := &file_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +1017,7 @@ func (x *AdminDrainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminDrainReply.ProtoReflect.Descriptor instead.
 func (*AdminDrainReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{9}
+	return file_admin_proto_rawDescGZIP(), []int{12}
 }
 
 type AdminRemoveRequest struct {
@@ -826,7 +1030,7 @@ type AdminRemoveRequest struct {
 
 func (x *AdminRemoveRequest) Reset() {
 	*x = AdminRemoveRequest{}
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -838,7 +1042,7 @@ func (x *AdminRemoveRequest) String() string {
 func (*AdminRemoveRequest) ProtoMessage() {}
 
 func (x *AdminRemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[10]
+	mi := &file_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -851,7 +1055,7 @@ func (x *AdminRemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminRemoveRequest.ProtoReflect.Descriptor instead.
 func (*AdminRemoveRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{10}
+	return file_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AdminRemoveRequest) GetHeader() *Header {
@@ -876,7 +1080,7 @@ type AdminRemoveReply struct {
 
 func (x *AdminRemoveReply) Reset() {
 	*x = AdminRemoveReply{}
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1092,7 @@ func (x *AdminRemoveReply) String() string {
 func (*AdminRemoveReply) ProtoMessage() {}
 
 func (x *AdminRemoveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[11]
+	mi := &file_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1105,7 @@ func (x *AdminRemoveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminRemoveReply.ProtoReflect.Descriptor instead.
 func (*AdminRemoveReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{11}
+	return file_admin_proto_rawDescGZIP(), []int{14}
 }
 
 type AdminMoveGroupRequest struct {
@@ -919,7 +1123,7 @@ type AdminMoveGroupRequest struct {
 
 func (x *AdminMoveGroupRequest) Reset() {
 	*x = AdminMoveGroupRequest{}
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1135,7 @@ func (x *AdminMoveGroupRequest) String() string {
 func (*AdminMoveGroupRequest) ProtoMessage() {}
 
 func (x *AdminMoveGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[12]
+	mi := &file_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1148,7 @@ func (x *AdminMoveGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminMoveGroupRequest.ProtoReflect.Descriptor instead.
 func (*AdminMoveGroupRequest) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{12}
+	return file_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AdminMoveGroupRequest) GetHeader() *Header {
@@ -1004,7 +1208,7 @@ type AdminMoveGroupReply struct {
 
 func (x *AdminMoveGroupReply) Reset() {
 	*x = AdminMoveGroupReply{}
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1220,7 @@ func (x *AdminMoveGroupReply) String() string {
 func (*AdminMoveGroupReply) ProtoMessage() {}
 
 func (x *AdminMoveGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_proto_msgTypes[13]
+	mi := &file_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1233,7 @@ func (x *AdminMoveGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminMoveGroupReply.ProtoReflect.Descriptor instead.
 func (*AdminMoveGroupReply) Descriptor() ([]byte, []int) {
-	return file_admin_proto_rawDescGZIP(), []int{13}
+	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
 var File_admin_proto protoreflect.FileDescriptor
@@ -1068,7 +1272,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05waits\x18\x0f \x03(\tR\x05waits\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaf\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x02\n" +
 	"\n" +
 	"AdminGroup\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
@@ -1083,7 +1287,9 @@ const file_admin_proto_rawDesc = "" +
 	"\areasons\x18\n" +
 	" \x03(\tR\areasons\x12\x16\n" +
 	"\x06pinned\x18\v \x01(\bR\x06pinned\x12\x16\n" +
-	"\x06prefer\x18\f \x01(\x04R\x06prefer\"\xaa\x01\n" +
+	"\x06prefer\x18\f \x01(\x04R\x06prefer\x12\x1f\n" +
+	"\vcompared_ms\x18\r \x01(\x03R\n" +
+	"comparedMs\"\xaa\x01\n" +
 	"\fAdminReplica\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x16\n" +
@@ -1096,7 +1302,21 @@ const file_admin_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x12\n" +
 	"\x04size\x18\x04 \x01(\x04R\x04size\x12\x14\n" +
-	"\x05whole\x18\x05 \x01(\bR\x05whole\"Q\n" +
+	"\x05whole\x18\x05 \x01(\bR\x05whole\"W\n" +
+	"\x18AdminCompareGroupRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\x04R\x05group\"\x85\x01\n" +
+	"\x16AdminCompareGroupReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x127\n" +
+	"\breplicas\x18\x02 \x03(\v2\x1b.dc.v1.AdminComparedReplicaR\breplicas\x12\x1c\n" +
+	"\tundecided\x18\x03 \x01(\bR\tundecided\"\x92\x01\n" +
+	"\x14AdminComparedReplica\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x10\n" +
+	"\x03sum\x18\x04 \x01(\fR\x03sum\x12\x10\n" +
+	"\x03err\x18\x05 \x01(\tR\x03err\x12\x18\n" +
+	"\adiffers\x18\x06 \x01(\bR\adiffers\"Q\n" +
 	"\x11AdminTokenRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\"F\n" +
@@ -1122,12 +1342,13 @@ const file_admin_proto_rawDesc = "" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x1c\n" +
 	"\tautomatic\x18\x06 \x01(\bR\tautomatic\x12\x14\n" +
 	"\x05force\x18\a \x01(\bR\x05force\"\x15\n" +
-	"\x13AdminMoveGroupReply2\xc0\x02\n" +
+	"\x13AdminMoveGroupReply2\x90\x03\n" +
 	"\x05Admin\x12<\n" +
 	"\x06Status\x12\x19.dc.v1.AdminStatusRequest\x1a\x17.dc.v1.AdminStatusReply\x129\n" +
 	"\x05Token\x12\x18.dc.v1.AdminTokenRequest\x1a\x16.dc.v1.AdminTokenReply\x129\n" +
 	"\x05Drain\x12\x18.dc.v1.AdminDrainRequest\x1a\x16.dc.v1.AdminDrainReply\x12E\n" +
-	"\tMoveGroup\x12\x1c.dc.v1.AdminMoveGroupRequest\x1a\x1a.dc.v1.AdminMoveGroupReply\x12<\n" +
+	"\tMoveGroup\x12\x1c.dc.v1.AdminMoveGroupRequest\x1a\x1a.dc.v1.AdminMoveGroupReply\x12N\n" +
+	"\fCompareGroup\x12\x1f.dc.v1.AdminCompareGroupRequest\x1a\x1d.dc.v1.AdminCompareGroupReply\x12<\n" +
 	"\x06Remove\x12\x19.dc.v1.AdminRemoveRequest\x1a\x17.dc.v1.AdminRemoveReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
 var (
@@ -1142,51 +1363,58 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_admin_proto_goTypes = []any{
-	(*AdminStatusRequest)(nil),    // 0: dc.v1.AdminStatusRequest
-	(*AdminStatusReply)(nil),      // 1: dc.v1.AdminStatusReply
-	(*AdminNode)(nil),             // 2: dc.v1.AdminNode
-	(*AdminGroup)(nil),            // 3: dc.v1.AdminGroup
-	(*AdminReplica)(nil),          // 4: dc.v1.AdminReplica
-	(*Receiving)(nil),             // 5: dc.v1.Receiving
-	(*AdminTokenRequest)(nil),     // 6: dc.v1.AdminTokenRequest
-	(*AdminTokenReply)(nil),       // 7: dc.v1.AdminTokenReply
-	(*AdminDrainRequest)(nil),     // 8: dc.v1.AdminDrainRequest
-	(*AdminDrainReply)(nil),       // 9: dc.v1.AdminDrainReply
-	(*AdminRemoveRequest)(nil),    // 10: dc.v1.AdminRemoveRequest
-	(*AdminRemoveReply)(nil),      // 11: dc.v1.AdminRemoveReply
-	(*AdminMoveGroupRequest)(nil), // 12: dc.v1.AdminMoveGroupRequest
-	(*AdminMoveGroupReply)(nil),   // 13: dc.v1.AdminMoveGroupReply
-	nil,                           // 14: dc.v1.AdminNode.LabelsEntry
-	(*Header)(nil),                // 15: dc.v1.Header
+	(*AdminStatusRequest)(nil),       // 0: dc.v1.AdminStatusRequest
+	(*AdminStatusReply)(nil),         // 1: dc.v1.AdminStatusReply
+	(*AdminNode)(nil),                // 2: dc.v1.AdminNode
+	(*AdminGroup)(nil),               // 3: dc.v1.AdminGroup
+	(*AdminReplica)(nil),             // 4: dc.v1.AdminReplica
+	(*Receiving)(nil),                // 5: dc.v1.Receiving
+	(*AdminCompareGroupRequest)(nil), // 6: dc.v1.AdminCompareGroupRequest
+	(*AdminCompareGroupReply)(nil),   // 7: dc.v1.AdminCompareGroupReply
+	(*AdminComparedReplica)(nil),     // 8: dc.v1.AdminComparedReplica
+	(*AdminTokenRequest)(nil),        // 9: dc.v1.AdminTokenRequest
+	(*AdminTokenReply)(nil),          // 10: dc.v1.AdminTokenReply
+	(*AdminDrainRequest)(nil),        // 11: dc.v1.AdminDrainRequest
+	(*AdminDrainReply)(nil),          // 12: dc.v1.AdminDrainReply
+	(*AdminRemoveRequest)(nil),       // 13: dc.v1.AdminRemoveRequest
+	(*AdminRemoveReply)(nil),         // 14: dc.v1.AdminRemoveReply
+	(*AdminMoveGroupRequest)(nil),    // 15: dc.v1.AdminMoveGroupRequest
+	(*AdminMoveGroupReply)(nil),      // 16: dc.v1.AdminMoveGroupReply
+	nil,                              // 17: dc.v1.AdminNode.LabelsEntry
+	(*Header)(nil),                   // 18: dc.v1.Header
 }
 var file_admin_proto_depIdxs = []int32{
-	15, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
+	18, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
 	2,  // 1: dc.v1.AdminStatusReply.nodes:type_name -> dc.v1.AdminNode
 	3,  // 2: dc.v1.AdminStatusReply.groups:type_name -> dc.v1.AdminGroup
-	14, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
+	17, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
 	4,  // 4: dc.v1.AdminGroup.replicas:type_name -> dc.v1.AdminReplica
 	5,  // 5: dc.v1.AdminReplica.receiving:type_name -> dc.v1.Receiving
-	15, // 6: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
-	15, // 7: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
-	15, // 8: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
-	15, // 9: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
-	0,  // 10: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
-	6,  // 11: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
-	8,  // 12: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
-	12, // 13: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
-	10, // 14: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
-	1,  // 15: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
-	7,  // 16: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
-	9,  // 17: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
-	13, // 18: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
-	11, // 19: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
-	15, // [15:20] is the sub-list for method output_type
-	10, // [10:15] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	18, // 6: dc.v1.AdminCompareGroupRequest.header:type_name -> dc.v1.Header
+	8,  // 7: dc.v1.AdminCompareGroupReply.replicas:type_name -> dc.v1.AdminComparedReplica
+	18, // 8: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
+	18, // 9: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
+	18, // 10: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
+	18, // 11: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
+	0,  // 12: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
+	9,  // 13: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
+	11, // 14: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
+	15, // 15: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
+	6,  // 16: dc.v1.Admin.CompareGroup:input_type -> dc.v1.AdminCompareGroupRequest
+	13, // 17: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
+	1,  // 18: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
+	10, // 19: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
+	12, // 20: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
+	16, // 21: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
+	7,  // 22: dc.v1.Admin.CompareGroup:output_type -> dc.v1.AdminCompareGroupReply
+	14, // 23: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1201,7 +1429,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

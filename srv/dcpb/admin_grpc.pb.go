@@ -21,11 +21,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Admin_Status_FullMethodName    = "/dc.v1.Admin/Status"
-	Admin_Token_FullMethodName     = "/dc.v1.Admin/Token"
-	Admin_Drain_FullMethodName     = "/dc.v1.Admin/Drain"
-	Admin_MoveGroup_FullMethodName = "/dc.v1.Admin/MoveGroup"
-	Admin_Remove_FullMethodName    = "/dc.v1.Admin/Remove"
+	Admin_Status_FullMethodName       = "/dc.v1.Admin/Status"
+	Admin_Token_FullMethodName        = "/dc.v1.Admin/Token"
+	Admin_Drain_FullMethodName        = "/dc.v1.Admin/Drain"
+	Admin_MoveGroup_FullMethodName    = "/dc.v1.Admin/MoveGroup"
+	Admin_CompareGroup_FullMethodName = "/dc.v1.Admin/CompareGroup"
+	Admin_Remove_FullMethodName       = "/dc.v1.Admin/Remove"
 )
 
 // AdminClient is the client API for Admin service.
@@ -40,6 +41,8 @@ type AdminClient interface {
 	Drain(ctx context.Context, in *AdminDrainRequest, opts ...grpc.CallOption) (*AdminDrainReply, error)
 	// MoveGroup moves one replica of a group or its leadership.
 	MoveGroup(ctx context.Context, in *AdminMoveGroupRequest, opts ...grpc.CallOption) (*AdminMoveGroupReply, error)
+	// CompareGroup compares the content of a group's replicas; it takes as long as reading it.
+	CompareGroup(ctx context.Context, in *AdminCompareGroupRequest, opts ...grpc.CallOption) (*AdminCompareGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(ctx context.Context, in *AdminRemoveRequest, opts ...grpc.CallOption) (*AdminRemoveReply, error)
 }
@@ -92,6 +95,16 @@ func (c *adminClient) MoveGroup(ctx context.Context, in *AdminMoveGroupRequest, 
 	return out, nil
 }
 
+func (c *adminClient) CompareGroup(ctx context.Context, in *AdminCompareGroupRequest, opts ...grpc.CallOption) (*AdminCompareGroupReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AdminCompareGroupReply)
+	err := c.cc.Invoke(ctx, Admin_CompareGroup_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Remove(ctx context.Context, in *AdminRemoveRequest, opts ...grpc.CallOption) (*AdminRemoveReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AdminRemoveReply)
@@ -114,6 +127,8 @@ type AdminServer interface {
 	Drain(context.Context, *AdminDrainRequest) (*AdminDrainReply, error)
 	// MoveGroup moves one replica of a group or its leadership.
 	MoveGroup(context.Context, *AdminMoveGroupRequest) (*AdminMoveGroupReply, error)
+	// CompareGroup compares the content of a group's replicas; it takes as long as reading it.
+	CompareGroup(context.Context, *AdminCompareGroupRequest) (*AdminCompareGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error)
 	mustEmbedUnimplementedAdminServer()
@@ -137,6 +152,9 @@ func (UnimplementedAdminServer) Drain(context.Context, *AdminDrainRequest) (*Adm
 }
 func (UnimplementedAdminServer) MoveGroup(context.Context, *AdminMoveGroupRequest) (*AdminMoveGroupReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method MoveGroup not implemented")
+}
+func (UnimplementedAdminServer) CompareGroup(context.Context, *AdminCompareGroupRequest) (*AdminCompareGroupReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method CompareGroup not implemented")
 }
 func (UnimplementedAdminServer) Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
@@ -234,6 +252,24 @@ func _Admin_MoveGroup_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_CompareGroup_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdminCompareGroupRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).CompareGroup(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_CompareGroup_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).CompareGroup(ctx, req.(*AdminCompareGroupRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Remove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AdminRemoveRequest)
 	if err := dec(in); err != nil {
@@ -274,6 +310,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "MoveGroup",
 			Handler:    _Admin_MoveGroup_Handler,
+		},
+		{
+			MethodName: "CompareGroup",
+			Handler:    _Admin_CompareGroup_Handler,
 		},
 		{
 			MethodName: "Remove",

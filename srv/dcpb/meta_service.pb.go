@@ -664,8 +664,11 @@ type MetaReplicaState struct {
 	Term          uint64                 `protobuf:"varint,3,opt,name=term,proto3" json:"term,omitempty"`
 	Commit        uint64                 `protobuf:"varint,4,opt,name=commit,proto3" json:"commit,omitempty"`
 	Applied       uint64                 `protobuf:"varint,5,opt,name=applied,proto3" json:"applied,omitempty"`
-	Members       []*MetaMember          `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`     // the configuration, told by the leader only
-	Receiving     *Receiving             `protobuf:"bytes,7,opt,name=receiving,proto3" json:"receiving,omitempty"` // as AdminReplica has it
+	Members       []*MetaMember          `protobuf:"bytes,6,rep,name=members,proto3" json:"members,omitempty"`                          // the configuration, told by the leader only
+	Receiving     *Receiving             `protobuf:"bytes,7,opt,name=receiving,proto3" json:"receiving,omitempty"`                      // as AdminReplica has it
+	Differ        []uint64               `protobuf:"varint,8,rep,packed,name=differ,proto3" json:"differ,omitempty"`                    // members whose content is not the majority's, told by the leader only
+	ComparedMs    int64                  `protobuf:"varint,9,opt,name=compared_ms,json=comparedMs,proto3" json:"compared_ms,omitempty"` // when the leader compared it, Unix milliseconds; 0: not yet
+	Rebuilding    bool                   `protobuf:"varint,10,opt,name=rebuilding,proto3" json:"rebuilding,omitempty"`                  // the replica's content is wrong and is fetched anew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,6 +750,27 @@ func (x *MetaReplicaState) GetReceiving() *Receiving {
 		return x.Receiving
 	}
 	return nil
+}
+
+func (x *MetaReplicaState) GetDiffer() []uint64 {
+	if x != nil {
+		return x.Differ
+	}
+	return nil
+}
+
+func (x *MetaReplicaState) GetComparedMs() int64 {
+	if x != nil {
+		return x.ComparedMs
+	}
+	return 0
+}
+
+func (x *MetaReplicaState) GetRebuilding() bool {
+	if x != nil {
+		return x.Rebuilding
+	}
+	return false
 }
 
 type MetaMember struct {
@@ -2387,7 +2411,7 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x04cpus\x18\b \x01(\rR\x04cpus\x12\x12\n" +
 	"\x04full\x18\t \x01(\bR\x04full\x12\x16\n" +
 	"\x06blocks\x18\n" +
-	" \x01(\x04R\x06blocks\"\xe3\x01\n" +
+	" \x01(\x04R\x06blocks\"\xbc\x02\n" +
 	"\x10MetaReplicaState\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x16\n" +
 	"\x06leader\x18\x02 \x01(\x04R\x06leader\x12\x12\n" +
@@ -2395,7 +2419,14 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x06commit\x18\x04 \x01(\x04R\x06commit\x12\x18\n" +
 	"\aapplied\x18\x05 \x01(\x04R\aapplied\x12+\n" +
 	"\amembers\x18\x06 \x03(\v2\x11.dc.v1.MetaMemberR\amembers\x12.\n" +
-	"\treceiving\x18\a \x01(\v2\x10.dc.v1.ReceivingR\treceiving\"6\n" +
+	"\treceiving\x18\a \x01(\v2\x10.dc.v1.ReceivingR\treceiving\x12\x16\n" +
+	"\x06differ\x18\b \x03(\x04R\x06differ\x12\x1f\n" +
+	"\vcompared_ms\x18\t \x01(\x03R\n" +
+	"comparedMs\x12\x1e\n" +
+	"\n" +
+	"rebuilding\x18\n" +
+	" \x01(\bR\n" +
+	"rebuilding\"6\n" +
 	"\n" +
 	"MetaMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +

@@ -95,7 +95,7 @@ func (s *Service) adminGroupLocked(t *term, v *view, held map[dc.NodeID]int, vg 
 	}
 	var members []*dcpb.MetaMember
 	if r != nil {
-		a.Term, a.Commit, members = r.Term, r.Commit, r.Members
+		a.Term, a.Commit, a.ComparedMs, members = r.Term, r.Commit, r.ComparedMs, r.Members
 	}
 	var changes []string
 	seen := map[uint64]bool{}

@@ -308,6 +308,10 @@ func (t *term) healthLocked(g dc.GroupID, n dc.NodeID, leader *dcpb.MetaReplicaS
 	switch {
 	case r == nil || leader == nil:
 		return "unknown"
+	case r.Rebuilding:
+		return "rebuilding"
+	case slices.Contains(leader.Differ, uint64(n)):
+		return "differs"
 	case r.Applied+behindEntries < leader.Commit:
 		return "behind"
 	}

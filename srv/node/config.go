@@ -42,6 +42,8 @@ type Config struct {
 	SnapshotRate int64
 	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere: what the node that leads meta was told counts. 0 means 5 minutes.
 	DeadAfter time.Duration
+	// CompareEvery is how often the replicas of a group that was written to are compared, by its leader. 0 means an hour, less than 0 never.
+	CompareEvery time.Duration
 	// Labels are set on the node's record when it starts; an empty value removes one. Others, set through the tree, stay.
 	Labels map[string]string
 	// Shim is the command of a program that runs driver.ShimMain, for the tasks of jobs. Without it this node runs no tasks.

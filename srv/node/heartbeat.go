@@ -80,9 +80,16 @@ func (m *member) state() *dcpb.MetaReplicaState {
 	if r, ok := m.shard.Receiving(); ok {
 		s.Receiving = &dcpb.Receiving{From: uint64(st.PullingFrom), Index: uint64(r.Index), Bytes: r.Bytes, Size: r.Size, Whole: r.Whole}
 	}
+	s.Rebuilding = m.group.Rebuilding() != ""
 	if st.Leading {
 		for _, member := range st.Members {
 			s.Members = append(s.Members, &dcpb.MetaMember{Node: uint64(member.Node), Voter: member.Voter})
+		}
+		if c := m.group.Compared(); c != nil {
+			s.ComparedMs = c.At.UnixMilli()
+			for _, n := range c.Differ {
+				s.Differ = append(s.Differ, uint64(n))
+			}
 		}
 	}
 	return s

@@ -170,6 +170,7 @@ func (n *Node) serve(ctx context.Context, lis net.Listener) error {
 	n.loops.Go(func() { n.host(ctx) })
 	n.loops.Go(func() { n.register(ctx) })
 	n.loops.Go(func() { n.space.watch(ctx) })
+	n.loops.Go(func() { n.compare(ctx) })
 	n.loops.Go(func() {
 		if err := n.beats(ctx); err != nil {
 			n.end(err)

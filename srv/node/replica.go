@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"sync/atomic"
+	"time"
 
 	"missingos/consensus"
 	"missingos/srv/dc"
@@ -24,6 +25,8 @@ type member struct {
 	grow  func() error  // says dc.NoSpace when the state may not grow any more
 	holds func(ctx context.Context, f dc.Fence) error
 
+	opened time.Time
+
 	client uint64 // of the request ids of the daemon's own commands
 	seq    atomic.Uint64
 }
@@ -31,7 +34,7 @@ type member struct {
 var _ replica.Replica = (*member)(nil)
 
 func newMember(id dc.GroupID, kind replica.Kind, dir string) *member {
-	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), client: rand.Uint64() | 1, grow: func() error { return nil }}
+	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), opened: time.Now(), client: rand.Uint64() | 1, grow: func() error { return nil }}
 }
 
 // Group implements replica.Replica.
@@ -81,8 +84,24 @@ func (m *member) admit(ctx context.Context, f dc.Fence) error {
 	return m.holds(ctx, f)
 }
 
+// right refuses to read the state of a replica that is being rebuilt.
+func (m *member) right() error {
+	select {
+	case <-m.ready:
+	default:
+		return nil // its kind looks at it while it is opened
+	}
+	if why := m.group.Rebuilding(); why != "" {
+		return dc.Errorf(dc.Unavailable, "read", m.id.String(), "this replica is being rebuilt: %s", why)
+	}
+	return nil
+}
+
 // View implements replica.Replica.
 func (m *member) View(ctx context.Context, fn func(storage.Reader) error) error {
+	if err := m.right(); err != nil {
+		return err
+	}
 	if err := m.group.ReadBarrier(ctx); err != nil {
 		return err
 	}
@@ -90,7 +109,12 @@ func (m *member) View(ctx context.Context, fn func(storage.Reader) error) error 
 }
 
 // Local implements replica.Replica.
-func (m *member) Local(fn func(storage.Reader) error) error { return m.shard.View(fn) }
+func (m *member) Local(fn func(storage.Reader) error) error {
+	if err := m.right(); err != nil {
+		return err
+	}
+	return m.shard.View(fn)
+}
 
 // Clock implements replica.Replica.
 func (m *member) Clock() int64 { return m.group.Clock() }
@@ -106,9 +130,15 @@ func (m *member) NewID() dc.RequestID {
 }
 
 // stateMachine shows a shard to consensus.
-type stateMachine struct{ shard *storage.Shard }
+type stateMachine struct {
+	shard *storage.Shard
+	aside func() (path string, err error) // makes room for a state that is wrong
+}
 
-var _ consensus.StateMachine = stateMachine{}
+var (
+	_ consensus.StateMachine = stateMachine{}
+	_ consensus.Digester     = stateMachine{}
+)
 
 // Apply implements consensus.StateMachine.
 func (s stateMachine) Apply(entries []consensus.Entry) [][]consensus.Result {
@@ -131,6 +161,20 @@ func (s stateMachine) Applied() dc.Index { return s.shard.Applied() }
 
 // Clock implements consensus.StateMachine.
 func (s stateMachine) Clock() int64 { return s.shard.Clock() }
+
+// Digest implements consensus.Digester.
+func (s stateMachine) Digest(ctx context.Context, at dc.Index) (consensus.Digest, error) {
+	d, err := s.shard.Digest(ctx, at)
+	return consensus.Digest{Index: at, Rows: d.Rows, Bytes: d.Bytes, Sum: d.Sum[:]}, err
+}
+
+// SetAside keeps the state that the next Restore replaces.
+func (s stateMachine) SetAside() (path string, err error) {
+	if path, err = s.aside(); err == nil {
+		s.shard.SetAside(path)
+	}
+	return path, err
+}
 
 // Checkpoint implements consensus.StateMachine.
 func (s stateMachine) Checkpoint() error { return s.shard.Checkpoint() }

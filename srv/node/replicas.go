@@ -15,7 +15,6 @@ import (
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/replica"
-	"missingos/storage"
 )
 
 const (
@@ -148,16 +147,13 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 		m.grow = func() error { return r.grow(g) }
 	}
 	var err error
-	m.shard, err = storage.Open(filepath.Join(m.dir, "shard"), kind.Machine(), storage.Config{
-		Log: r.log.With("group", g.String()), Fatal: r.fatal, CacheBytes: kind.CacheBytes,
-	})
-	if err != nil {
+	if err = r.openShard(m, rec); err != nil {
 		return err
 	}
 	if kind.Applied != nil {
 		m.shard.Observe(func(index dc.Index, events []any) { kind.Applied(g, index, events) })
 	}
-	cfg := consensus.GroupConfig{ID: g, Dir: filepath.Join(m.dir, "raft"), Machine: stateMachine{m.shard}, Lead: func(ctx context.Context) { r.leads(ctx, m) }}
+	cfg := consensus.GroupConfig{ID: g, Dir: filepath.Join(m.dir, "raft"), Machine: stateMachine{m.shard, func() (string, error) { return r.aside(g) }}, Lead: func(ctx context.Context) { r.leads(ctx, m) }}
 	if founder {
 		cfg.Bootstrap = []dc.NodeID{r.self}
 	}

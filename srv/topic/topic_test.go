@@ -136,6 +136,9 @@ func (w *world) next(t testing.TB, d client.Descriptor, reader uint64, ack ...cl
 func TestARetriedPublishAppendsOnce(t *testing.T) {
 	w := newWorld(t)
 	d := w.topic(t, "t")
+	if _, err := w.Stat(t.Context(), d); err != nil { // waits until the term has begun, which what follows does not
+		t.Fatal(err)
+	}
 	c := dcpb.NewTopicClient(w.Local)
 	h := &dcpb.Header{Group: uint64(group), Principal: &dcpb.Principal{Node: 1}, Client: 9, Seq: 1, Done: 1, IssuedMs: w.rep.Clock()}
 	for range 3 {
