@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,6 +124,42 @@ func TestHoldsEnd(t *testing.T) {
 			t.Errorf("a closed replica: %v", err)
 		}
 	})
+}
+
+// A log that fills the disk waits for nobody.
+func TestAFullDiskDoesNotWaitForAReplicaThatPulls(t *testing.T) {
+	timing := fast
+	timing.SnapshotEvery, timing.SnapshotEntries, timing.TrailingEntries = 20*time.Millisecond, 20, 1
+	var full atomic.Bool
+	host := NewHost(HostConfig{Node: 1, LogDir: t.TempDir(), Timing: timing, Fatal: func(err error) { t.Error(err) }, Space: func() error {
+		if full.Load() {
+			return dc.Errorf(dc.NoSpace, "", "", "full")
+		}
+		return nil
+	}})
+	defer host.Close(t.Context())
+	m := &journal{}
+	g, err := host.Open(GroupConfig{ID: 1, Dir: t.TempDir(), Machine: m, Bootstrap: []dc.NodeID{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, g.IsLeader)
+	h, err := g.holds.take(m, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.holds.give(h)
+	eventually(t, func() bool { return g.raft.ReloadableConfig().SnapshotThreshold > 1000 })
+	for i := range 100 {
+		if _, err := g.Propose(t.Context(), fmt.Append(nil, i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, _ := g.snaps.List(); len(all) > 0 {
+		t.Errorf("a snapshot was taken at %d", all[0].Index)
+	}
+	full.Store(true)
+	eventually(t, func() bool { all, _ := g.snaps.List(); return len(all) > 0 })
 }
 
 // While a state is pulled from a leader the log reaches back to it, however much is written.

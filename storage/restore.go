@@ -126,13 +126,13 @@ func (s *Shard) receive(ctx context.Context, in *incoming, atLeast dc.Index, fet
 
 // ask has one sender stream. got tells whether less is missing than before.
 func (s *Shard) ask(ctx context.Context, in *incoming, fetch Fetch) (got bool, err error) {
-	p := in.want()
-	r, err := fetch(ctx, p)
+	empty := in.rows == 0
+	r, err := fetch(ctx, in.want())
 	if err != nil {
 		return false, err
 	}
 	goesOn, got, err := in.take(ctx, r)
-	return got && (goesOn || p.At == 0), errors.Join(err, r.Close())
+	return got && (goesOn || empty), errors.Join(err, r.Close())
 }
 
 // install makes the state that in holds the shard's.

@@ -133,6 +133,25 @@ func TestAPullGoesOnAfterEachBreak(t *testing.T) {
 	}
 }
 
+// A sender that always begins anew and never gets to the end is given up.
+func TestASenderThatBeginsAnewIsGivenUp(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 6))
+	from := applied(t, noisy(30, dice), dice)
+	for format := 1; format <= SnapshotFormat; format++ {
+		to := mustOpen(t, t.TempDir(), testConfig(t))
+		cut, streams := streamOf(t, from, format), 0
+		cut = cut[:len(cut)*3/4]
+		err := to.Restore(t.Context(), 1, func(context.Context, Pull) (io.ReadCloser, error) {
+			streams++
+			return io.NopCloser(bytes.NewReader(cut)), nil
+		})
+		if dc.KindOf(err) != dc.Unavailable || streams != 1+fetchTries || to.Applied() != 0 {
+			t.Errorf("format %d: %d streams, %v", format, streams, err)
+		}
+		mustClose(t, to)
+	}
+}
+
 func TestAnotherSenderGoesOnAtTheSameVersion(t *testing.T) {
 	t.Parallel()
 	dice := rand.New(rand.NewPCG(1, 3))

@@ -115,6 +115,7 @@ type cluster struct {
 	bytes int                                                // and what they carried
 	cut   func(n int, from dc.NodeID, bytes int) (stop bool) // tells whether the nth breaks, having carried bytes
 	step  func(string)                                       // of node 3
+	old   bool                                               // senders are of the version before pulls could go on
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -283,6 +284,9 @@ func (k *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if err != nil {
 		return err
 	}
+	if _, hold := args.(*transport.HoldRequest); hold && k.c.old {
+		return dc.Errorf(dc.Unsupported, "call", method, "this node does not serve it")
+	}
 	return l.Invoke(ctx, method, args, reply, opts...)
 }
 
@@ -309,12 +313,22 @@ type stream struct {
 	bytes  int
 }
 
+func (s *stream) SendMsg(m any) error {
+	if p, ok := m.(*transport.PullRequest); ok && s.k.c.old {
+		m = &transport.PullRequest{From: p.From, Group: p.Group}
+	}
+	return s.ClientStream.SendMsg(m)
+}
+
 func (s *stream) RecvMsg(m any) error {
 	if s.k.c.process(s.k.to) == nil {
 		return dc.Errorf(dc.Unavailable, "receive", s.k.to.String(), "the node is down")
 	}
 	err := s.ClientStream.RecvMsg(m)
 	if chunk, ok := m.(*transport.PullChunk); ok && err == nil {
+		if s.k.c.old {
+			chunk.Version = 0
+		}
 		s.bytes += len(chunk.Data)
 		s.k.c.mu.Lock()
 		s.k.c.bytes += len(chunk.Data)

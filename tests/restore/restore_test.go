@@ -65,6 +65,20 @@ func TestAReplicaCatchesUpThoughItsSenderDies(t *testing.T) {
 	}
 }
 
+// A sender of the earlier version can only begin anew, and does.
+func TestASenderOfTheEarlierVersion(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 4))
+	c := behind(t, dice)
+	c.old = true
+	c.cut = func(n int, _ dc.NodeID, bytes int) bool { return n < 2 && bytes > 900_000 }
+	c.start(3, c.home(3))
+	c.put(10, dice)
+	c.level(3)
+	if streams, _ := c.pulled(); len(streams) != 3 {
+		t.Errorf("pulled %q", streams)
+	}
+}
+
 // A receiver that dies at any step has the old state or the new, gets the rest of what it has begun with, and does not begin again with what it has.
 func TestCrashesOfTheReceiver(t *testing.T) {
 	dice := rand.New(rand.NewPCG(1, 3))
