@@ -2,6 +2,7 @@ package datafs_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,5 +95,25 @@ func TestPosix(t *testing.T) {
 			}
 			fn(t, dir)
 		})
+	}
+}
+
+// A file without a name can be opened again where it is open, as /proc/self/fd has it.
+func TestAnOpenFileWithoutANameIsOpenedAgain(t *testing.T) {
+	c := datatest.New(t, 1)
+	dir := mount(t, c, 1)
+	f, err := os.Create(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("still here"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd())); err != nil || string(b) != "still here" {
+		t.Errorf("read %q, %v", b, err)
 	}
 }

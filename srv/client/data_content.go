@@ -11,10 +11,10 @@ import (
 // Open checks that the caller may open ino with access (bits of access(2)), notes it as open on this node until [Data.Closed], and gives
 // the beginning of its content.
 func (d *Data) Open(ctx context.Context, ino file.Ino, access uint32) (file.Content, error) {
-	number := d.nextOpen(ino)
+	number, again := d.nextOpen(ino)
 	var out *dcpb.DataContentReply
 	err := d.query(ctx, ino, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
-		out, err = s.Open(ctx, &dcpb.DataOpenRequest{Header: h, Ino: uint64(ino), Access: access, Session: d.session, Opened: number})
+		out, err = s.Open(ctx, &dcpb.DataOpenRequest{Header: h, Ino: uint64(ino), Access: access, Session: d.session, Opened: number, Again: again})
 		return err
 	})
 	if err != nil {
@@ -39,14 +39,15 @@ func (d *Data) endMake(number uint64) {
 	delete(d.making, number)
 }
 
-// nextOpen notes an open of ino and gives its number.
-func (d *Data) nextOpen(ino file.Ino) uint64 {
+// nextOpen notes an open of ino and gives its number, and whether it was open here before.
+func (d *Data) nextOpen(ino file.Ino) (number uint64, again bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.number++
+	again = d.open[ino] > 0
 	d.open[ino]++
 	d.reported.Store(false)
-	return d.number
+	return d.number, again
 }
 
 // Closed takes back one Open (or Make with Open) of ino.

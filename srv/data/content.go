@@ -19,7 +19,7 @@ func (s *Service) Open(ctx context.Context, q *dcpb.DataOpenRequest) (out *dcpb.
 	// Noted before the inode is read: if the view shows it with a name, no purge can have missed the note.
 	s.openFiles(dc.GroupID(q.Header.GetGroup())).opened(q.Session, q.Opened, ino)
 	err = s.view(ctx, "open", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
-		in, err := data.Open(rd, who, ino, q.Access)
+		in, err := data.Open(rd, who, ino, q.Access, q.Again)
 		if err == nil {
 			out = content(rd, in, 0)
 		}

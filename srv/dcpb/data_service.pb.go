@@ -367,6 +367,7 @@ type DataOpenRequest struct {
 	Access        uint32                 `protobuf:"varint,3,opt,name=access,proto3" json:"access,omitempty"`   // the bits of access(2) that the open needs
 	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"` // of the node's mount
 	Opened        uint64                 `protobuf:"varint,5,opt,name=opened,proto3" json:"opened,omitempty"`   // grows with each open of the session
+	Again         bool                   `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`     // the session has it open already: a file without a name can be opened so
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +435,13 @@ func (x *DataOpenRequest) GetOpened() uint64 {
 		return x.Opened
 	}
 	return 0
+}
+
+func (x *DataOpenRequest) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
 }
 
 type DataExtent struct {
@@ -2742,13 +2750,14 @@ const file_data_service_proto_rawDesc = "" +
 	"\x0fDataStatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x16\n" +
-	"\x06access\x18\x03 \x01(\rR\x06access\"\x94\x01\n" +
+	"\x06access\x18\x03 \x01(\rR\x06access\"\xaa\x01\n" +
 	"\x0fDataOpenRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06access\x18\x03 \x01(\rR\x06access\x12\x18\n" +
 	"\asession\x18\x04 \x01(\x04R\asession\x12\x16\n" +
-	"\x06opened\x18\x05 \x01(\x04R\x06opened\"y\n" +
+	"\x06opened\x18\x05 \x01(\x04R\x06opened\x12\x14\n" +
+	"\x05again\x18\x06 \x01(\bR\x05again\"y\n" +
 	"\n" +
 	"DataExtent\x12\x10\n" +
 	"\x03off\x18\x01 \x01(\x03R\x03off\x12\x10\n" +
