@@ -50,8 +50,10 @@ type Group struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 
-	silent, fatalStall atomic.Bool // what the watchdog has done
-	tuned              tuning      // what Raft is set to; the host's watch only
+	silent, fatalStall atomic.Bool  // what the watchdog has done
+	patient            atomic.Bool  // Raft has the long timeout
+	heard              atomic.Int64 // when a heartbeat last came that Raft was not told of, after the host began; a time.Duration, so that no step of the wall clock counts
+	tuned              tuning       // what Raft is set to; the host's watch only
 	holds              holds
 	pulling            atomic.Uint64 // the node that sends a snapshot, zero if none does
 
@@ -373,6 +375,20 @@ func (r replica) CurrentTerm() uint64 {
 		return 0
 	}
 	return r.g.raft.CurrentTerm()
+}
+
+// Heard takes note of a heartbeat in Raft's place. Raft stands for election when it has heard nothing for Timing.Heartbeat, so it is told
+// whenever a third of that has passed.
+func (r replica) Heard(from dc.NodeID, term uint64) (last uint64, ok bool) {
+	g := r.g
+	if !g.running() || !g.patient.Load() || g.raft.State() != raft.Follower || time.Since(g.raft.LastContact()) > g.host.cfg.Timing.Heartbeat/3 {
+		return 0, false
+	}
+	if leader, now := g.Leader(); leader != from || uint64(now) != term {
+		return 0, false
+	}
+	g.heard.Store(int64(time.Since(g.host.began)))
+	return g.raft.LastIndex(), true
 }
 
 func (r replica) Progress() (applied, last uint64) {

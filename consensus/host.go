@@ -86,6 +86,7 @@ func (t Timing) withDefaults() Timing {
 type Host struct {
 	cfg       HostConfig
 	transport *transport.Transport
+	began     time.Time
 	closing   chan struct{} // closed by Close
 	watching  sync.WaitGroup
 
@@ -113,7 +114,7 @@ func NewHost(cfg HostConfig) *Host {
 		cfg.SnapshotRate = defaultSnapshotRate
 	}
 	return &Host{
-		sending: throttle{rate: float64(cfg.SnapshotRate)}, receiving: throttle{rate: float64(cfg.SnapshotRate)}, cfg: cfg, groups: map[dc.GroupID]*Group{}, closing: make(chan struct{}),
+		sending: throttle{rate: float64(cfg.SnapshotRate)}, receiving: throttle{rate: float64(cfg.SnapshotRate)}, cfg: cfg, groups: map[dc.GroupID]*Group{}, began: time.Now(), closing: make(chan struct{}),
 		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 20}),
 	}
 }

@@ -40,7 +40,7 @@ func (g *Group) Status() Status {
 	_, leading := g.leading()
 	s := Status{
 		Group: g.cfg.ID, Leader: leader, Leading: leading, Term: term, Commit: dc.Index(g.raft.CommitIndex()),
-		Applied: dc.Index(g.fsm.index()), LastIndex: dc.Index(g.raft.LastIndex()), LastSpoken: g.raft.LastContact(),
+		Applied: dc.Index(g.fsm.index()), LastIndex: dc.Index(g.raft.LastIndex()), LastSpoken: g.lastHeard(),
 		PullingFrom: dc.NodeID(g.pulling.Load()), Held: g.holds.count(),
 	}
 	f := g.raft.GetConfiguration()

@@ -24,7 +24,7 @@ func (g *Group) tune() {
 	if now.held && g.host.cfg.Space() != nil {
 		now.held = false // the log must not fill the disk
 	}
-	if leader, _ := g.Leader(); leader != 0 && time.Since(g.raft.LastContact()) <= t.Election {
+	if leader, _ := g.Leader(); leader != 0 && time.Since(g.lastHeard()) <= t.Election {
 		now.urgent = false
 	}
 	if now == g.tuned {
@@ -44,4 +44,14 @@ func (g *Group) tune() {
 		return
 	}
 	g.tuned = now
+	g.patient.Store(!now.urgent)
+}
+
+// lastHeard is when this follower last heard of its leader.
+func (g *Group) lastHeard() time.Time {
+	raft, other := g.raft.LastContact(), g.host.began.Add(time.Duration(g.heard.Load()))
+	if other.After(raft) {
+		return other
+	}
+	return raft
 }

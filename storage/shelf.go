@@ -182,7 +182,7 @@ func (s *Shard) shelve() {
 
 // freeBytes is how much of memtables is put away before the memory is given back to the system. Left alone, the collector would keep in step with what
 // all shards together took when they were last in use; what is less than this is left to its run every two minutes.
-const freeBytes = 64 * dc.MiB
+const freeBytes = 256 * dc.MiB
 
 var putAwayBytes atomic.Int64
 

@@ -12,6 +12,10 @@ import (
 // leader of many groups so sends one message an interval to each node, instead of one a group. Groups whose heartbeats were answered by the same
 // message beat together from then on. Every group has at most one heartbeat under way to a node, so a node that does not answer holds up at most
 // as many messages as there are groups.
+//
+// An idle leader also repeats its commit index now and then, in a message of each group's own to each follower. What a follower has acknowledged
+// once says nothing new, so it goes out as a heartbeat but for one time in repeatEvery: a follower that has restarted learns the
+// commit index by that, or sooner, since a heartbeat that failed ends the saving.
 
 // A beats gathers the heartbeats to one node.
 type beats struct {
@@ -129,18 +133,17 @@ func (s service) Beat(ctx context.Context, r *BeatRequest) (*BeatReply, error) {
 		reply *AppendReply
 	}
 	reply := &BeatReply{Slots: make([]*BeatSlot, len(r.Groups))}
-	answers := make(chan answer, len(r.Groups))
+	lanes := s.t.heard(r, reply)
+	answers := make(chan answer, len(lanes))
 	open := 0
-	for i, g := range r.Groups {
-		reply.Slots[i] = &BeatSlot{}
-		l, err := s.t.lane(ctx, r.From, g)
-		if err != nil || !l.beating.CompareAndSwap(false, true) {
+	for i, l := range lanes {
+		if l == nil || !l.beating.CompareAndSwap(false, true) {
 			continue
 		}
 		open++
 		go func() {
 			defer l.beating.Store(false)
-			a, err := s.Append(ctx, &AppendRequest{From: r.From, Group: g, Term: r.Terms[i]})
+			a, err := s.Append(ctx, &AppendRequest{From: r.From, Group: r.Groups[i], Term: r.Terms[i]})
 			if err != nil {
 				a = nil
 			}
@@ -160,4 +163,31 @@ func (s service) Beat(ctx context.Context, r *BeatRequest) (*BeatReply, error) {
 		}
 	}
 	return reply, nil
+}
+
+// heard answers the heartbeats that are no news, and gives the lanes of the others: most of those of idle groups cost no goroutine and no look
+// into Raft.
+func (t *Transport) heard(r *BeatRequest, reply *BeatReply) map[int]*Lane {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	slots, answers := make([]BeatSlot, len(r.Groups)), make([]AppendReply, len(r.Groups))
+	news := map[int]*Lane{}
+	for i, g := range r.Groups {
+		reply.Slots[i] = &slots[i]
+		l := t.lanes[dc.GroupID(g)]
+		if l == nil {
+			continue
+		}
+		last, ok := uint64(0), false
+		if l.replica != nil {
+			last, ok = l.replica.Heard(dc.NodeID(r.From), r.Terms[i])
+		}
+		if !ok {
+			news[i] = l
+			continue
+		}
+		answers[i].Term, answers[i].LastIndex, answers[i].Success = r.Terms[i], last, true
+		slots[i].Answered, slots[i].Reply = true, &answers[i]
+	}
+	return news
 }

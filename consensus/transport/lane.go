@@ -28,8 +28,9 @@ type Lane struct {
 	cancel    context.CancelFunc
 	closing   sync.Once
 
-	mu      sync.Mutex     // of waiting against Close
+	mu      sync.Mutex     // of waiting against Close, and of said
 	waiting sync.WaitGroup // turns whose callers gave up
+	said    map[raft.ServerAddress]*said
 }
 
 var (
@@ -206,11 +207,16 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 		}
 		return err
 	}
-	if isHeartbeat(r) {
+	if isHeartbeat(r) || l.repeats(target, r) {
 		return l.beat(target, r, answered)
 	}
 	return l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) error {
 		reply, err := c.Append(ctx, r)
+		if err == nil && reply.Success && len(r.Entries) == 0 {
+			l.remember(target, r)
+		} else {
+			l.remember(target, nil)
+		}
 		if err == nil && reply.Success && l.replica != nil {
 			// Raft counts this replica's own copy already: it must be on disk before another's can make a majority with it.
 			err = l.replica.Durable(ctx, r.PrevIndex+uint64(len(r.Entries)))
@@ -225,7 +231,46 @@ func (l *Lane) beat(target raft.ServerAddress, r *AppendRequest, answered func(*
 	if err != nil {
 		return err
 	}
-	return answered(l.t.beats(n).send(l.ctx, r))
+	reply, err := l.t.beats(n).send(l.ctx, r)
+	if err != nil || !reply.Success {
+		l.remember(target, nil)
+	}
+	return answered(reply, err)
+}
+
+// repeatEvery is how often one in that many messages is sent that repeat what was acknowledged before.
+const repeatEvery = 5
+
+// said is a message without entries that a follower has acknowledged.
+type said struct {
+	term, prevIndex, prevTerm, commit uint64
+	times                             int // repeated since as heartbeats
+}
+
+// remember notes what target has acknowledged; nil is nothing.
+func (l *Lane) remember(target raft.ServerAddress, r *AppendRequest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r == nil {
+		delete(l.said, target)
+		return
+	}
+	if l.said == nil {
+		l.said = map[raft.ServerAddress]*said{}
+	}
+	l.said[target] = &said{term: r.Term, prevIndex: r.PrevIndex, prevTerm: r.PrevTerm, commit: r.Commit}
+}
+
+// repeats tells whether r says only what target has acknowledged, and may go as a heartbeat this time.
+func (l *Lane) repeats(target raft.ServerAddress, r *AppendRequest) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.said[target]
+	if was == nil || len(r.Entries) > 0 || was.term != r.Term || was.prevIndex != r.PrevIndex || was.prevTerm != r.PrevTerm || was.commit != r.Commit {
+		return false
+	}
+	was.times++
+	return was.times%repeatEvery != 0
 }
 
 // upTo gives the first entries that fit into limit bytes, at least one if there is one.

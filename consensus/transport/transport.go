@@ -46,6 +46,9 @@ type Config struct {
 // A Replica is what the transport asks of a group on this node besides Raft's own messages.
 type Replica interface {
 	CurrentTerm() uint64
+	// Heard takes note of a heartbeat in Raft's place, and gives the log's last index, if the heartbeat says nothing that Raft does not know: it
+	// follows this leader in this term and has heard of it lately. It does not block.
+	Heard(from dc.NodeID, term uint64) (last uint64, ok bool)
 	// Progress gives the state machine's applied index and the log's last index.
 	Progress() (applied, last uint64)
 	// Durable waits until what the replica has of the log up to index is on its disk; it may have taken more into memory.

@@ -38,6 +38,7 @@ func main() {
 	flag.DurationVar(&c.watch, "watch", 20*time.Second, "how long that is measured")
 	flag.DurationVar(&c.shelveAfter, "shelve-after", 20*time.Second, "how long idle shards keep their files open; storage's own default is longer")
 	flag.DurationVar(&c.patience, "patience", 3*time.Minute, "how long to wait for leaders")
+	flag.BoolVar(&c.short, "short", false, "only start new groups and look at them idle")
 	flag.StringVar(&c.profile, "profile", "", "write profiles of the idle nodes to files of this name")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -67,6 +68,7 @@ type config struct {
 	settle, watch, patience time.Duration
 	shelveAfter             time.Duration
 	profile                 string
+	short                   bool
 }
 
 // figures is what a run measures; of nodes, the greatest.
@@ -93,6 +95,9 @@ func measure(ctx context.Context, c config) (f figures, err error) {
 		return f, fmt.Errorf("first start: %w", err)
 	}
 	fmt.Printf("all leaders, new groups      %8.1f s\n", f.fresh.Seconds())
+	if c.short {
+		return f, errors.Join(cl.idle(ctx, &f), cl.stop())
+	}
 	if err := cl.writeAll(ctx, "first write of each group"); err != nil {
 		return f, err
 	}
@@ -113,6 +118,7 @@ func measure(ctx context.Context, c config) (f figures, err error) {
 		return f, err
 	}
 	fmt.Println("idle again:")
+	cl.profile = ""
 	if err := cl.idle(ctx, &f); err != nil {
 		return f, err
 	}
