@@ -118,6 +118,33 @@ func TestARefusedWriteIsToldToItsWriterAlone(t *testing.T) {
 	}
 }
 
+// What tells of a refusal may be a close of a duplicate that nobody looks at, as a shell's after echo >&7: it is told again.
+func TestARefusedDescriptorStaysRefused(t *testing.T) {
+	if os.Getenv(clusterMounts) != "" {
+		t.Skip("a running cluster asks its lock store")
+	}
+	a, b := two(t)
+	write(t, a+"/f", "")
+	old := fenced(t, a+"/f", os.O_RDWR, "5@l")
+	next := fenced(t, b+"/f", os.O_RDWR, "7@l")
+	_, err := next.WriteAt([]byte("new"), 0)
+	check(t, errors.Join(err, next.Sync()))
+	if _, err := old.WriteAt([]byte("late"), 0); err != nil {
+		t.Fatal(err)
+	}
+	twin, err := unix.Dup(int(old.Fd()))
+	check(t, err)
+	_ = unix.Close(twin)
+	wantStale(t, "sync", old.Sync())
+	wantStale(t, "sync again", old.Sync())
+	_, err = old.WriteAt([]byte("later"), 0)
+	wantStale(t, "write", err)
+	check(t, unix.Setxattr(a+"/f", "user.dc.fence", []byte("8@l"), 0)) // it has taken the lock again
+	_, err = old.WriteAt([]byte("now"), 0)
+	check(t, errors.Join(err, old.Sync()))
+	wantContent(t, b+"/f", "now")
+}
+
 // syncs counts what is asked to become durable.
 type syncs struct {
 	datafs.Service

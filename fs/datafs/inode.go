@@ -163,12 +163,15 @@ func (n *inode) accountLocked() {
 	n.counted = now
 }
 
-// takeLost gives the error of lost data that was written under f, once.
+// takeLost gives the error of lost data that was written under f, once. But a fence that was refused is refused for ever, and told to everybody under it:
+// the first who hears of it may be a close that nobody looks at, of a duplicate.
 func (n *inode) takeLost(f dc.Fence) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	err := n.lost[f]
-	delete(n.lost, f)
+	if f.IsZero() || err != nil && dc.KindOf(err) != dc.Stale {
+		delete(n.lost, f)
+	}
 	return err
 }
 
@@ -191,7 +194,7 @@ func (n *inode) concerns(f dc.Fence, err error) error {
 	return n.lost[f]
 }
 
-// told is concerns for what tells of lost data: it is told once, and even if nothing was published now.
+// told is concerns for what tells of lost data, see takeLost, even if nothing was published now.
 func (n *inode) told(f dc.Fence, err error) error {
 	if lost := n.takeLost(f); err == nil || dc.KindOf(err) == dc.Stale {
 		return lost

@@ -498,3 +498,38 @@ func TestManyCallersTakeTurns(t *testing.T) {
 		}
 	})
 }
+
+func TestWhoseTokensConditionWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		one, two := c.node(1), c.node(2)
+		under := func(token dc.Revision) error {
+			return two.HeldUnder(t.Context(), dc.Fence{Lock: "l", Token: uint64(token)})
+		}
+		wantKind(t, under(1), dc.Stale) // there is no such lock
+		if _, err := one.Create(t.Context(), "l", false, 0); err != nil {
+			t.Fatal(err)
+		}
+		wantKind(t, under(1), dc.Stale) // nobody holds it
+		a := one.take(t, "l", true, false)
+		if err := under(a.Fence()); err != nil {
+			t.Fatal(err)
+		}
+		wantKind(t, under(a.Fence()-1), dc.Stale)
+		wantKind(t, under(a.Fence()+1), dc.Stale) // made up
+		_ = a.Release(t.Context())
+		wantKind(t, under(a.Fence()), dc.Stale)
+		b := two.take(t, "l", true, false)
+		wantKind(t, under(a.Fence()), dc.Stale)
+		if err := under(b.Fence()); err != nil {
+			t.Fatal(err)
+		}
+		_ = b.Release(t.Context())
+		shared := one.take(t, "l", false, false)
+		wantKind(t, under(shared.Fence()), dc.Invalid)
+		wantKind(t, under(b.Fence()), dc.Stale)
+		later := two.take(t, "l", false, false)
+		wantKind(t, under(shared.Fence()), dc.Stale)
+		wantKind(t, under(later.Fence()), dc.Invalid)
+	})
+}
