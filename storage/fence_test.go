@@ -199,3 +199,23 @@ func tokens(f *fences) map[string][2]int64 {
 	}
 	return out
 }
+
+// As TestStoredEnvelopesAreRead: these rows are in the shards of clusters.
+func TestStoredFencesAreRead(t *testing.T) {
+	v := NewVolatile(toy{}, nil)
+	f := &fencedShard{t: t, apply: v.Apply, clock: 1000}
+	if err := f.put("a/b", 700); err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{}
+	for key, value := range (*stateReader)(&v.state).Scan(Span{Start: []byte(fencePrefix), End: []byte(fenceEnd)}) {
+		rows[string(key)] = string(value)
+	}
+	if diff := cmp.Diff(rows, map[string]string{"!fa/b": "\xbc\x05\xd0\x0f"}); diff != "" {
+		t.Errorf("stored (-got +want):\n%s", diff)
+	}
+	l := newFences()
+	if err := l.load((*stateReader)(&v.state)); err != nil || l.known["a/b"] == nil || l.known["a/b"].token != 700 || l.known["a/b"].clock != 1000 {
+		t.Errorf("read as %+v, %v", l.known["a/b"], err)
+	}
+}

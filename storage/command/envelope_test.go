@@ -44,3 +44,25 @@ func TestDamagedEnvelopesAreRefused(t *testing.T) {
 		t.Error("an unknown version was opened")
 	}
 }
+
+// What is in the logs of clusters must be read for ever: these bytes do not change, only new ones come.
+func TestStoredEnvelopesAreRead(t *testing.T) {
+	id := dc.RequestID{Client: 0x1122334455667788, Seq: 300, Done: 200, Issued: 1000}
+	fenced := id
+	fenced.Fence = dc.Fence{Lock: "a/b", Token: 700}
+	for _, test := range []struct {
+		stored string
+		want   dc.RequestID
+	}{
+		{"\x01\x88\x77\x66\x55\x44\x33\x22\x11\xac\x02\xc8\x01\xd0\x0fbody", id},
+		{"\x02\x88\x77\x66\x55\x44\x33\x22\x11\xac\x02\xc8\x01\xd0\x0f\xbc\x05\x03a/bbody", fenced},
+	} {
+		got, body, err := command.Decode([]byte(test.stored))
+		if err != nil || got != test.want || string(body) != "body" {
+			t.Errorf("%q: %+v, %q, %v; want %+v", test.stored, got, body, err, test.want)
+		}
+		if again := command.Encode(test.want, []byte("body")); string(again) != test.stored {
+			t.Errorf("%+v is stored as %q, want %q", test.want, again, test.stored)
+		}
+	}
+}
