@@ -230,7 +230,7 @@ func (c *Client) onLeader(ctx context.Context, g dc.GroupID, h *dcpb.Header, cal
 					return err
 				}
 				if ctx.Err() != nil {
-					return c.gaveUp(ctx, g, err, last)
+					return c.gaveUp(ctx, g, h.Client != 0, err, last)
 				}
 				last = err
 				c.forget(g, n, err)
@@ -238,7 +238,7 @@ func (c *Client) onLeader(ctx context.Context, g dc.GroupID, h *dcpb.Header, cal
 			}
 		}
 		if err := sleep(ctx, backoff); err != nil {
-			return c.gaveUp(ctx, g, last, last)
+			return c.gaveUp(ctx, g, h.Client != 0, last, last)
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
@@ -286,20 +286,24 @@ func (c *Client) forget(g dc.GroupID, n dc.NodeID, err error) {
 	}
 }
 
-// gaveUp says why the caller's time ended without an answer.
-func (c *Client) gaveUp(ctx context.Context, g dc.GroupID, err, last error) error {
+// gaveUp says why the caller's time ended without an answer, to a change or to a question.
+func (c *Client) gaveUp(ctx context.Context, g dc.GroupID, change bool, err, last error) error {
 	kind := dc.KindOf(ctx.Err())
 	cause := err
 	if last != nil && (cause == nil || dc.KindOf(cause) == kind) {
 		cause = last
 	}
+	unknown := ""
+	if change {
+		unknown = "; the outcome of the change is unknown"
+	}
 	if kind == dc.Interrupted {
-		return dc.Errorf(kind, "", "", "interrupted before an answer came; the outcome of a change is unknown")
+		return dc.Errorf(kind, "", "", "interrupted before an answer came%s", unknown)
 	}
 	if cause == nil {
 		cause = dc.Errorf(dc.Unavailable, "route", g.String(), "no replica of the group is known")
 	}
-	return dc.Errorf(dc.Unavailable, "", "", "no answer in time from a leader of group %s, so the outcome is unknown (is a majority of its nodes up? see dcctl status): %w", g, cause)
+	return dc.Errorf(dc.Unavailable, "", "", "no answer in time from a leader of group %s (is a majority of its nodes up? see dcctl status)%s: %w", g, unknown, cause)
 }
 
 func (c *Client) nextTrace() string {
