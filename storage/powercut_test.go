@@ -189,6 +189,33 @@ func TestPowerCutTestNoticesAMissingSync(t *testing.T) {
 	t.Error("power cuts without synced logs went unnoticed")
 }
 
+// A value in chunks that a group wrote before the cut, and that no group after the cut shows, leaves nothing.
+func TestReplayInOtherGroupsLeavesNoChunks(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.MemTableBytes = 8 * dc.MiB // a group may hold more than a chunk
+	entries := []Entry{entry(1, "set a 1"), entry(2, "big k 300000"), entry(3, "set k small")}
+	s := mustOpen(t, t.TempDir(), cfg)
+	s.Apply(entries[:1])
+	if err := s.Checkpoint(); err != nil {
+		t.Fatal(err)
+	}
+	s.Apply(entries[1:2])
+	dir := clone(t, s.dir)
+	s.Apply(entries[2:])
+	want := mustHash(t, s)
+	mustClose(t, s)
+	cfg.BootID = "boot-2"
+	s = mustOpen(t, dir, cfg)
+	defer mustClose(t, s)
+	if s.Applied() != 1 {
+		t.Fatalf("applied %d", s.Applied())
+	}
+	s.Apply(entries[1:])
+	if mustHash(t, s) != want {
+		t.Error("the state differs")
+	}
+}
+
 func TestEmptyLogsOfAPowerCutAreTakenAway(t *testing.T) {
 	s := mustOpen(t, t.TempDir(), testConfig(t))
 	defer mustClose(t, s)
