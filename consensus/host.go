@@ -42,7 +42,7 @@ type HostConfig struct {
 
 // Timing holds the clocks of Raft; zero fields take the defaults.
 type Timing struct {
-	// A leader sends heartbeats every Heartbeat/10 to Heartbeat/5 (and a little later, see Gather of transport.Config); default 3 s. A follower
+	// A leader sends heartbeats every Heartbeat/10 to Heartbeat/5 (and a little later, see Pulse of transport.Config); default 3 s. A follower
 	// that has heard nothing for Election (default half of Heartbeat) stands for election; see urgency.go.
 	Heartbeat, Election time.Duration
 	Lease               time.Duration // a leader without a majority for so long steps down; default Election, which it must not exceed
@@ -115,7 +115,7 @@ func NewHost(cfg HostConfig) *Host {
 	}
 	return &Host{
 		sending: throttle{rate: float64(cfg.SnapshotRate)}, receiving: throttle{rate: float64(cfg.SnapshotRate)}, cfg: cfg, groups: map[dc.GroupID]*Group{}, began: time.Now(), closing: make(chan struct{}),
-		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 20}),
+		transport: transport.New(transport.Config{Node: cfg.Node, Dial: cfg.Dial, Peer: cfg.Peer, Gather: cfg.Timing.Heartbeat / 20, Pulse: cfg.Timing.Heartbeat / 4}),
 	}
 }
 

@@ -8,9 +8,9 @@ import (
 	"missingos/srv/dc"
 )
 
-// Heartbeats of all groups to a node go out together: the first waits for others for Config.Gather, then one message carries them all. An idle
-// leader of many groups so sends one message an interval to each node, instead of one a group. Groups whose heartbeats were answered by the same
-// message beat together from then on. Every group has at most one heartbeat under way to a node, so a node that does not answer holds up at most
+// Heartbeats of all groups to a node go out together, in a pulse: each waits for the next beat of it. An idle leader of many groups so sends one message an
+// interval to each node, instead of one a group. Raft's timers for the next heartbeat begin with the answers and end at some time before the
+// next beat, so groups stay in step, and have as many heartbeats as the pulse has beats, not more. Every group has at most one heartbeat under way to a node, so a node that does not answer holds up at most
 // as many messages as there are groups.
 //
 // An idle leader also repeats its commit index now and then, in a message of each group's own to each follower. What a follower has acknowledged
@@ -58,7 +58,7 @@ func (b *beats) send(ctx context.Context, r *AppendRequest) (*AppendReply, error
 	batch := b.next
 	if batch == nil {
 		batch = &beatBatch{req: BeatRequest{From: uint64(b.t.cfg.Node)}, done: make(chan struct{})}
-		batch.ctx, batch.cancel = context.WithTimeout(context.Background(), b.t.cfg.Gather+heartbeatTimeout)
+		batch.ctx, batch.cancel = context.WithTimeout(context.Background(), b.t.cfg.Pulse+b.t.cfg.Gather+heartbeatTimeout)
 		b.next = batch
 		b.t.sending.Go(func() { b.run(batch) })
 	}
@@ -98,7 +98,7 @@ func (b *beats) leave(batch *beatBatch) {
 func (b *beats) run(batch *beatBatch) {
 	defer batch.cancel()
 	defer close(batch.done)
-	gathered := time.NewTimer(b.t.cfg.Gather)
+	gathered := time.NewTimer(b.t.untilBeat())
 	defer gathered.Stop()
 	select {
 	case <-gathered.C:
@@ -117,6 +117,18 @@ func (b *beats) run(batch *beatBatch) {
 		batch.reply, err = c.Beat(batch.ctx, &batch.req)
 	}
 	batch.err = err
+}
+
+// untilBeat is how long a heartbeat waits that is the first of its message.
+func (t *Transport) untilBeat() time.Duration {
+	if t.cfg.Pulse <= 0 {
+		return t.cfg.Gather
+	}
+	wait := t.cfg.Pulse - time.Since(t.began)%t.cfg.Pulse
+	if wait > t.cfg.Pulse*3/5 {
+		return t.cfg.Gather
+	}
+	return wait
 }
 
 // Beat serves the heartbeats of several groups. Raft answers a heartbeat without its main goroutine, but may write a new term; a group whose disk

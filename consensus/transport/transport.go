@@ -39,8 +39,10 @@ type Config struct {
 	Dial Dialer
 	// Peer tells which node a request came from by its certificate; nil trusts what the request says (tests).
 	Peer func(ctx context.Context) (dc.NodeID, bool)
-	// Gather is how long a heartbeat waits for those of other groups to the same node. It must be short beside Raft's timeouts.
-	Gather time.Duration
+	// Heartbeats to a node go out every Pulse, those of all groups together. One that has to wait for longer than 3/5 of that, since it came just
+	// too late, goes after Gather instead, with those that came meanwhile. Pulse must be a little longer than the longest time from one
+	// heartbeat of a group to the next, and Gather short beside that. Zero is no pulse: all wait for Gather.
+	Gather, Pulse time.Duration
 }
 
 // A Replica is what the transport asks of a group on this node besides Raft's own messages.
@@ -71,6 +73,7 @@ type Replica interface {
 // Transport is a node's end of all connections.
 type Transport struct {
 	cfg     Config
+	began   time.Time      // of the pulse
 	sending sync.WaitGroup // common heartbeats under way
 
 	mu    sync.RWMutex
@@ -80,7 +83,7 @@ type Transport struct {
 
 // New makes a transport without groups.
 func New(cfg Config) *Transport {
-	return &Transport{cfg: cfg, lanes: map[dc.GroupID]*Lane{}, peers: map[dc.NodeID]*beats{}}
+	return &Transport{cfg: cfg, began: time.Now(), lanes: map[dc.GroupID]*Lane{}, peers: map[dc.NodeID]*beats{}}
 }
 
 // Close waits until nothing is sent any more. It comes after the lanes' Close.
