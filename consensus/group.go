@@ -302,7 +302,7 @@ func (g *Group) IsLeader() bool {
 }
 
 // Clock is what a leader would stamp now: wall time, never behind what is applied here.
-func (g *Group) Clock() int64 { return max(time.Now().UnixMilli(), g.fsm.clock.Load()) }
+func (g *Group) Clock() int64 { return max(g.host.cfg.Now().UnixMilli(), g.fsm.clock.Load()) }
 
 // Close hands over leadership if this replica leads others, and stops the replica. With ctx ended the hand-over is given up. The directory
 // stays; the state machine is the caller's to close.

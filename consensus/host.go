@@ -25,7 +25,9 @@ type HostConfig struct {
 	Fatal func(err error)
 	// Space, if set, returns dc.NoSpace when the disk has reached its reserve; proposals are then refused. It is asked for every batch, so it
 	// must be cheap.
-	Space  func() error
+	Space func() error
+	// Now is the wall clock that entries are stamped by (see [Group.Clock]); default time.Now. Simulations have wrong ones.
+	Now    func() time.Time
 	Log    *slog.Logger
 	Timing Timing
 	// LogDir is the directory of the write-ahead log that all groups share. It is opened with the first group.
@@ -106,6 +108,9 @@ func NewHost(cfg HostConfig) *Host {
 	cfg.Timing = cfg.Timing.withDefaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
 	}
 	if cfg.Space == nil {
 		cfg.Space = func() error { return nil }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"missingos/consensus"
@@ -18,18 +19,21 @@ type disk struct {
 	log  *simdisk.Disk
 	dir  string // what the record is kept in
 	life int
+	slow *atomic.Int64 // how long a sync takes beyond a disk's time, nanoseconds; of all lives
 
 	mu         sync.Mutex
 	checkpoint []consensus.Entry // all that the state was made of when it was last made durable
 }
 
-func newDisk(dir string) *disk { return (&disk{log: simdisk.New(), dir: dir}).timed() }
+func newDisk(dir string) *disk {
+	return (&disk{log: simdisk.New(), dir: dir, slow: &atomic.Int64{}}).timed()
+}
 
 // timed gives each sync a disk's time.
 func (d *disk) timed() *disk {
 	d.log.Before = func(op, _ string) error {
 		if op == "sync" {
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond + time.Duration(d.slow.Load()))
 		}
 		return nil
 	}
@@ -54,7 +58,7 @@ func (d *disk) left(cut *rand.Rand) (*disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return (&disk{log: log, dir: heir, life: d.life + 1, checkpoint: d.checkpoint}).timed(), nil
+	return (&disk{log: log, dir: heir, life: d.life + 1, slow: d.slow, checkpoint: d.checkpoint}).timed(), nil
 }
 
 // write takes a disk's time and then happens whole.

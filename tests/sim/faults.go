@@ -66,6 +66,18 @@ var faults = []fault{
 		}
 		return func() {}
 	}},
+	{"clock", func(w *world, n dc.NodeID) func() { // ahead or behind, less than commands live
+		w.skews[n].Store(w.rng.Int64N(int64(8*time.Minute)) - int64(4*time.Minute))
+		return func() { w.skews[n].Store(0) }
+	}},
+	{"stalled disk", func(w *world, n dc.NodeID) func() {
+		w.disks[n].slow.Store(int64(3 * time.Second)) // a leader keeps quiet then
+		return func() { w.disks[n].slow.Store(0) }
+	}},
+	{"full disk", func(w *world, n dc.NodeID) func() {
+		w.full[n].Store(true)
+		return func() { w.full[n].Store(false) }
+	}},
 	{"snapshot", func(w *world, n dc.NodeID) func() {
 		if p := w.process(n); p != nil {
 			_ = p.group.Snapshot() // so may a change that is under way

@@ -40,6 +40,8 @@ type world struct {
 	mut mutation
 
 	disks map[dc.NodeID]*disk
+	skews map[dc.NodeID]*atomic.Int64 // how wrong the nodes' wall clocks are, nanoseconds
+	full  map[dc.NodeID]*atomic.Bool  // whose disks have reached the reserve
 
 	mu    sync.Mutex
 	procs map[dc.NodeID]*process // those that live
@@ -69,10 +71,11 @@ func nodes() []dc.NodeID {
 func newWorld(t *testing.T, seed uint64, mut mutation) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))), mut: mut,
-		disks: map[dc.NodeID]*disk{}, procs: map[dc.NodeID]*process{},
+		disks: map[dc.NodeID]*disk{}, skews: map[dc.NodeID]*atomic.Int64{}, full: map[dc.NodeID]*atomic.Bool{}, procs: map[dc.NodeID]*process{},
 	}
 	for _, n := range nodes() {
 		w.disks[n] = newDisk(filepath.Join(w.dir, n.String()))
+		w.skews[n], w.full[n] = &atomic.Int64{}, &atomic.Bool{}
 	}
 	for _, n := range nodes() {
 		w.start(n)
@@ -101,6 +104,13 @@ func (w *world) start(n dc.NodeID) {
 			return conn{w.net, &p.dead, link{n, to}}, nil
 		},
 		Fatal: fatal,
+		Now:   func() time.Time { return time.Now().Add(time.Duration(w.skews[n].Load())) },
+		Space: func() error {
+			if w.full[n].Load() {
+				return dc.Errorf(dc.NoSpace, "propose", n.String(), "the disk is full")
+			}
+			return nil
+		},
 	})
 	local := rpc.NewLocal()
 	p.host.Register(local)
