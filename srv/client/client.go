@@ -47,6 +47,8 @@ type Config struct {
 	Log       *slog.Logger
 	// AttemptTimeout bounds one attempt on one node, so that a hung node does not use up the caller's time. Default 3 s.
 	AttemptTimeout time.Duration
+	// Fences, if set, says dc.Unsupported while a node of the cluster runs a version that would write without looking at a dc.Fence.
+	Fences func() error
 }
 
 const (
@@ -73,6 +75,9 @@ func New(cfg Config) *Client {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Fences == nil {
+		cfg.Fences = func() error { return nil }
 	}
 	return &Client{cfg: cfg, window: newWindow(randomID(), dc.MaxInFlightPerClient), leaders: map[dc.GroupID]dc.NodeID{}}
 }
@@ -115,7 +120,12 @@ func (c *Client) Mutate(ctx context.Context, g dc.GroupID, call Call) error {
 	}
 	defer c.window.end(seq)
 	h := c.header(ctx, g)
-	h.Fence = rpc.FenceHeader(dc.FenceOf(ctx))
+	if f := dc.FenceOf(ctx); !f.IsZero() {
+		if err := c.cfg.Fences(); err != nil {
+			return err
+		}
+		h.Fence = rpc.FenceHeader(f)
+	}
 	h.Client, h.Seq, h.Done, h.IssuedMs = c.window.client, seq, c.window.done(), c.Clock()
 	return c.onLeader(ctx, g, h, call)
 }

@@ -124,7 +124,7 @@ func (n *Node) open() (net.Listener, error) {
 	n.server = newServer(n.id, g, admit)
 	carried := rpc.NewLocal() // what shared streams carry: the same as the server, Raft included, which n.local does without
 	dcpb.RegisterMuxServer(n.server, rpc.NewMuxServer(carried, admitted(g, admit)))
-	n.client = client.New(client.Config{Node: n.id.Node, Nodes: n.conns, Directory: n.directory, Log: n.log})
+	n.client = client.New(client.Config{Node: n.id.Node, Nodes: n.conns, Directory: n.directory, Log: n.log, Fences: func() error { return n.directory.allows(fencedWrites) }})
 	n.meta = client.NewMeta(n.client)
 	host := consensus.NewHost(consensus.HostConfig{
 		Node: n.id.Node, LogDir: filepath.Join(n.cfg.Dir, logDir),
@@ -133,7 +133,7 @@ func (n *Node) open() (net.Listener, error) {
 	})
 	care := &membership{self: n.id.Node, directory: n.directory, meta: n.meta, log: n.log}
 	n.replicas = &replicas{
-		self: n.id.Node, dir: filepath.Join(n.cfg.Dir, groupsDir), host: host, lead: care.lead, grow: n.mayGrow, fatal: n.cfg.Fatal, log: n.log, open: map[dc.GroupID]*member{},
+		self: n.id.Node, dir: filepath.Join(n.cfg.Dir, groupsDir), host: host, lead: care.lead, grow: n.mayGrow, allows: n.directory.allows, fatal: n.cfg.Fatal, log: n.log, open: map[dc.GroupID]*member{},
 	}
 	n.metrics.watch(n)
 	if n.rooms, err = n.openRooms(); err != nil {

@@ -16,14 +16,15 @@ import (
 
 // A member is this node's replica of one group: agreement and disk together.
 type member struct {
-	id    dc.GroupID
-	kind  replica.Kind
-	dir   string
-	shard *storage.Shard
-	group *consensus.Group
-	ready chan struct{} // closed when group is set: it may lead before Open has returned
-	grow  func() error  // says dc.NoSpace when the state may not grow any more
-	holds func(ctx context.Context, f dc.Fence) error
+	id     dc.GroupID
+	kind   replica.Kind
+	dir    string
+	shard  *storage.Shard
+	group  *consensus.Group
+	ready  chan struct{} // closed when group is set: it may lead before Open has returned
+	grow   func() error  // says dc.NoSpace when the state may not grow any more
+	allows func(feature) error
+	holds  func(ctx context.Context, f dc.Fence) error
 
 	opened time.Time
 
@@ -34,7 +35,7 @@ type member struct {
 var _ replica.Replica = (*member)(nil)
 
 func newMember(id dc.GroupID, kind replica.Kind, dir string) *member {
-	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), opened: time.Now(), client: rand.Uint64() | 1, grow: func() error { return nil }}
+	return &member{id: id, kind: kind, dir: dir, ready: make(chan struct{}), opened: time.Now(), client: rand.Uint64() | 1, grow: func() error { return nil }, allows: func(feature) error { return nil }}
 }
 
 // Group implements replica.Replica.
@@ -77,6 +78,9 @@ func (m *member) admit(ctx context.Context, f dc.Fence) error {
 	}
 	if f.Lock == "" || f.Token == 0 || len(f.Lock) > dc.MaxFenceLockBytes {
 		return dc.Errorf(dc.Invalid, "fence", f.Lock, "a fence needs a lock, of up to %d bytes, and a token", dc.MaxFenceLockBytes)
+	}
+	if err := m.allows(fencedWrites); err != nil {
+		return err
 	}
 	if seen, err := m.shard.Fence(f.Lock); err != nil || f.Token <= seen {
 		return err

@@ -25,15 +25,16 @@ const (
 
 // replicas holds the replicas that are open on this node.
 type replicas struct {
-	self  dc.NodeID
-	dir   string // of all groups
-	host  *consensus.Host
-	kinds map[string]replica.Kind
-	lead  func(ctx context.Context, m *member)        // run beside a kind's own Lead
-	grow  func(g dc.GroupID) error                    // says dc.NoSpace when a group's state may not grow any more
-	holds func(ctx context.Context, f dc.Fence) error // says dc.Stale when a lock is not held under a fencing token
-	fatal func(error)
-	log   *slog.Logger
+	self   dc.NodeID
+	dir    string // of all groups
+	host   *consensus.Host
+	kinds  map[string]replica.Kind
+	lead   func(ctx context.Context, m *member)        // run beside a kind's own Lead
+	grow   func(g dc.GroupID) error                    // says dc.NoSpace when a group's state may not grow any more
+	allows func(feature) error                         // says dc.Unsupported while a node runs a version that does not know it
+	holds  func(ctx context.Context, f dc.Fence) error // says dc.Stale when a lock is not held under a fencing token
+	fatal  func(error)
+	log    *slog.Logger
 
 	change sync.Mutex // one open, close or destroy at a time; taken before mu
 
@@ -136,7 +137,7 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 		return dc.Errorf(dc.Unavailable, "open replica", rec.Name, "this node is shutting down")
 	}
 	m := newMember(g, kind, r.path(g))
-	m.holds = r.holds
+	m.holds, m.allows = r.holds, r.allows
 	// A destruction that could not be finished must be before the new replica begins: the next start would finish it on that one's log.
 	if _, err := os.Stat(m.dir + goneMark); err == nil {
 		if err := r.remove(g, m.dir+goneMark); err != nil {
