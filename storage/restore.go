@@ -63,7 +63,7 @@ func (s *Shard) Restore(ctx context.Context, atLeast dc.Index, fetch Fetch) erro
 	s.receiving.Lock()
 	defer s.receiving.Unlock()
 	s.mu.Lock()
-	failed := s.failed
+	failed, distrust := s.failed, s.distrust
 	s.mu.Unlock()
 	if failed != nil {
 		return failed
@@ -73,6 +73,14 @@ func (s *Shard) Restore(ctx context.Context, atLeast dc.Index, fetch Fetch) erro
 		return dc.Wrap(err, "storage.restore", s.dir)
 	}
 	defer in.file.Close()
+	if distrust {
+		if err := in.clear(); err != nil {
+			return dc.Wrap(err, "storage.restore", s.dir)
+		}
+		s.mu.Lock()
+		s.distrust = false
+		s.mu.Unlock()
+	}
 	in.grown = s.received
 	s.received(in)
 	defer s.received(nil)

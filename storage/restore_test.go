@@ -133,6 +133,26 @@ func TestAPullGoesOnAfterEachBreak(t *testing.T) {
 	}
 }
 
+// What a replica that is wrong has received before is not used to make it right.
+func TestAWrongReplicaTrustsNothingItHasReceived(t *testing.T) {
+	dice := rand.New(rand.NewPCG(1, 7))
+	from := applied(t, noisy(30, dice), dice)
+	to := mustOpen(t, t.TempDir(), testConfig(t))
+	defer mustClose(t, to)
+	to.Apply([]Entry{entry(1, "set old 1")})
+	s := &senders{t: t, shards: []*Shard{from}, pick: func(n int) (int, int) { return 0, []int{500_000, 0, 0, 0, 0, 500_000, -1}[n] }}
+	if err := to.Restore(t.Context(), 30, s.fetch); dc.KindOf(err) != dc.Unavailable {
+		t.Fatal(err)
+	}
+	to.SetAside(filepath.Join(t.TempDir(), "aside"))
+	if err := to.Restore(t.Context(), 30, s.fetch); err != nil || mustHash(t, to) != mustHash(t, from) {
+		t.Fatal(err)
+	}
+	if first, next := s.pulls[5], s.pulls[6]; first.At != 0 || next.At == 0 {
+		t.Errorf("it asked for %d, then for %d", first.At, next.At)
+	}
+}
+
 // A sender that always begins anew and never gets to the end is given up.
 func TestASenderThatBeginsAnewIsGivenUp(t *testing.T) {
 	dice := rand.New(rand.NewPCG(1, 6))

@@ -133,19 +133,20 @@ type Shard struct {
 
 	open sync.WaitGroup // generations whose files are open
 
-	mu      sync.Mutex
-	free    sync.Cond // with mu: signalled when a reader lets go and when paused ends
-	paused  bool      // new readers wait: the files are being opened or closed
-	used    bool      // somebody has read or written since the last look
-	gen     *generation
-	applied Mark
-	clock   int64
-	durable Mark          // of the last checkpoint
-	began   dc.Index      // entry that the state began with in this process, or with a snapshot
-	moved   chan struct{} // closed and replaced when applied grows or the shard closes; nil if nobody waits
-	failed  error         // why the shard refuses work
-	receipt *Receipt      // of the snapshot that is being received
-	aside   string        // what becomes of the state that the next Restore replaces; empty: it is removed
+	mu       sync.Mutex
+	free     sync.Cond // with mu: signalled when a reader lets go and when paused ends
+	paused   bool      // new readers wait: the files are being opened or closed
+	used     bool      // somebody has read or written since the last look
+	gen      *generation
+	applied  Mark
+	clock    int64
+	durable  Mark          // of the last checkpoint
+	began    dc.Index      // entry that the state began with in this process, or with a snapshot
+	moved    chan struct{} // closed and replaced when applied grows or the shard closes; nil if nobody waits
+	failed   error         // why the shard refuses work
+	receipt  *Receipt      // of the snapshot that is being received
+	aside    string        // what becomes of the state that the next Restore replaces; empty: it is removed
+	distrust bool          // what a former Restore has received is not to be used
 }
 
 // Open opens the shard in dir, creating it if there is none. A shard is open once at a time.
@@ -279,11 +280,12 @@ func (s *Shard) WaitApplied(ctx context.Context, index dc.Index) error {
 	}
 }
 
-// SetAside has the state that the next Restore replaces kept as a directory, which must not exist, of the same file system.
+// SetAside has the state that the next Restore replaces, because it is wrong, kept as a directory, which must not exist, of the same file system. That
+// Restore begins with the first row: who sent what there is of it may have been wrong, too.
 func (s *Shard) SetAside(path string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.aside = path
+	s.aside, s.distrust = path, true
 }
 
 func (s *Shard) wakeLocked() {
