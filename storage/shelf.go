@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
@@ -180,15 +179,31 @@ func (s *Shard) shelve() {
 	s.shelf.set(s.cfg.ShelveAfter, s.shelve)
 }
 
-// freeBytes is how much of memtables is put away before the memory is given back to the system. Left alone, the collector would keep in step with what
-// all shards together took when they were last in use; what is less than this is left to its run every two minutes.
-const freeBytes = 256 * dc.MiB
+// When so much of memtables was put away, or less with some time in between, the memory is given back to the system, which takes a full collection.
+// Left alone, the collector would keep in step with what all shards together took when they were last in use. What is less is left
+// to its run every two minutes.
+const (
+	freeBytes     = 256 * dc.MiB
+	freeLessBytes = 32 * dc.MiB
+	freeLessEvery = 5 * time.Second
+)
 
-var putAwayBytes atomic.Int64
+var kept struct {
+	mu    sync.Mutex
+	bytes int64 // put away, not given back
+	freed time.Time
+}
 
 // giveBack counts a memtable that was put away.
 func giveBack(bytes int64) {
-	if putAwayBytes.Add(bytes) >= freeBytes && putAwayBytes.Swap(0) > 0 {
+	kept.mu.Lock()
+	kept.bytes += bytes
+	free := kept.bytes >= freeBytes || kept.bytes >= freeLessBytes && time.Since(kept.freed) >= freeLessEvery
+	if free {
+		kept.bytes, kept.freed = 0, time.Now()
+	}
+	kept.mu.Unlock()
+	if free {
 		debug.FreeOSMemory()
 	}
 }

@@ -78,6 +78,7 @@ type figures struct {
 	anonBytes      int64         // resident, without pages of files
 	rssBytes       int64
 	goroutines     int
+	failover       time.Duration // from a node's death to all leaders
 }
 
 // measure makes one run and prints it as it goes.
@@ -120,6 +121,18 @@ func measure(ctx context.Context, c config) (f figures, err error) {
 	fmt.Println("idle again:")
 	cl.profile = ""
 	if err := cl.idle(ctx, &f); err != nil {
+		return f, err
+	}
+	began := time.Now()
+	if err := cl.killLast(); err != nil {
+		return f, err
+	}
+	if err := cl.allLed(ctx); err != nil {
+		return f, fmt.Errorf("after the death of a node: %w", err)
+	}
+	f.failover = time.Since(began)
+	fmt.Printf("all leaders, a node killed   %8.1f s\n", f.failover.Seconds())
+	if err := cl.writeAll(ctx, "a write, without that node"); err != nil {
 		return f, err
 	}
 	return f, cl.stop()
@@ -310,6 +323,15 @@ func (c *cluster) stop() error {
 	}
 	c.members = nil
 	fmt.Printf("  stopped in                 %8.1f s\n", time.Since(began).Seconds())
+	return err
+}
+
+// killLast kills a node.
+func (c *cluster) killLast() error {
+	last := c.members[len(c.members)-1]
+	c.members = c.members[:len(c.members)-1]
+	err := last.cmd.Process.Kill()
+	_ = last.cmd.Wait() // says that it was killed
 	return err
 }
 
