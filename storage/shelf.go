@@ -39,10 +39,10 @@ type turns struct {
 	urgent, patient []chan struct{}
 }
 
-// take waits for a turn.
+// take waits for a turn. The last free one is for those in a hurry.
 func (t *turns) take(urgent bool) {
 	t.mu.Lock()
-	if t.free > 0 {
+	if t.free > 1 || t.free == 1 && urgent {
 		t.free--
 		t.mu.Unlock()
 		return
@@ -61,14 +61,17 @@ func (t *turns) take(urgent bool) {
 func (t *turns) give() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, queue := range []*[]chan struct{}{&t.urgent, &t.patient} {
-		if len(*queue) > 0 {
-			close((*queue)[0])
-			*queue = (*queue)[1:]
-			return
-		}
-	}
 	t.free++
+	switch {
+	case len(t.urgent) > 0:
+		close(t.urgent[0])
+		t.urgent = t.urgent[1:]
+		t.free--
+	case len(t.patient) > 0 && t.free > 1:
+		close(t.patient[0])
+		t.patient = t.patient[1:]
+		t.free--
+	}
 }
 
 // Ready returns when the files are open. Who is about to have a command applied for somebody who waits calls it first: it comes before

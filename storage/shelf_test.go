@@ -322,3 +322,43 @@ func TestIdleShardsAreShelvedInTime(t *testing.T) {
 		}
 	}
 }
+
+// Readers come before those that only apply, who leave a turn free for them, and everybody has a turn in the end.
+func TestTurnsOfTheShelf(t *testing.T) {
+	ts := turns{free: shelfSlots}
+	order := make(chan string, 5)
+	var waiting sync.WaitGroup
+	wait := func(name string, urgent bool) {
+		waiting.Go(func() {
+			ts.take(urgent)
+			order <- name
+			ts.give()
+		})
+		for want, deadline := name, time.Now().Add(10*time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			ts.mu.Lock()
+			n := len(ts.urgent) + len(ts.patient)
+			ts.mu.Unlock()
+			if fmt.Sprint(n) == want {
+				return
+			}
+		}
+		t.Fatalf("%s does not wait", name)
+	}
+	ts.take(false)
+	wait("1", false) // a turn is free, but not for it
+	ts.take(true)
+	wait("2", true)
+	wait("3", false)
+	wait("4", true)
+	ts.give()
+	ts.give()
+	waiting.Wait()
+	close(order)
+	got := ""
+	for name := range order {
+		got += name
+	}
+	if got[:2] != "24" && got[:2] != "42" || len(got) != 4 || ts.free != shelfSlots {
+		t.Errorf("the order is %s, %d turns are free", got, ts.free)
+	}
+}
