@@ -45,10 +45,12 @@ type generation struct {
 }
 
 const (
-	chunkBytes  = 256 * dc.KiB
-	largeValue  = 1 // Badger's user meta byte of a row whose value is in chunks
-	chunkPrefix = "!v"
-	appliedKey  = "!applied"
+	chunkBytes = 256 * dc.KiB
+	// tableBytesMax is the size of a table, on all levels: 10 GiB are some 2,600 files.
+	tableBytesMax = 4 * dc.MiB
+	largeValue    = 1 // Badger's user meta byte of a row whose value is in chunks
+	chunkPrefix   = "!v"
+	appliedKey    = "!applied"
 )
 
 func badgerOptions(path string, cfg *Config, awake bool) badger.Options {
@@ -57,6 +59,7 @@ func badgerOptions(path string, cfg *Config, awake bool) badger.Options {
 		WithMemTableSize(cfg.MemTableBytes).
 		WithNumMemtables(2).
 		WithNumCompactors(2).
+		WithBaseTableSize(tableBytesMax). // Badger gets twice a table's greatest size for each that it builds; tables that grow by level made that 100 MiB
 		WithNumGoroutines(1).
 		WithBlockCacheSize(0).WithCompression(options.None).
 		WithIndexCacheSize(0).
@@ -65,6 +68,7 @@ func badgerOptions(path string, cfg *Config, awake bool) badger.Options {
 		WithDetectConflicts(false).
 		WithMetricsEnabled(false).
 		WithCompactL0OnClose(false)
+	opt.TableSizeMultiplier = 1
 	if !awake {
 		// Without compactors Badger would wait for them for ever once this many tables are there.
 		opt = opt.WithNumCompactors(0).WithNumLevelZeroTablesStall(1 << 20)
