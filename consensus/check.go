@@ -36,6 +36,7 @@ type Digester interface {
 type Compared struct {
 	At       time.Time
 	Index    dc.Index
+	Through  dc.Index          // last entry that the comparison itself put into the log; zero if another node compared
 	Replicas []ComparedReplica // by node
 	// Differ are those unlike what a majority of the voters has. Undecided says that they differ and no majority agrees.
 	Differ    []dc.NodeID
@@ -85,14 +86,15 @@ func (g *Group) compare(ctx context.Context) (*Compared, error) {
 	if _, ok := g.leading(); !ok {
 		return nil, g.notLeader("compare")
 	}
+	through := dc.Index(0)
 	index, err := g.mark(ctx)
 	if err == nil {
-		_, err = g.mark(ctx) // with the second, followers hear at once that the first is committed
+		through, err = g.mark(ctx) // with the second, followers hear at once that the first is committed
 	}
 	if err != nil {
 		return nil, err
 	}
-	c := &Compared{At: time.Now(), Index: index}
+	c := &Compared{At: time.Now(), Index: index, Through: through}
 	members := g.members()
 	var mu sync.Mutex
 	var wg sync.WaitGroup

@@ -149,6 +149,9 @@ func (f *fsm) rebuild(atLeast uint64) bool {
 		}
 	}
 	for wait := rebuildRetry; ; wait = min(2*wait, rebuildMaxRetry) {
+		if wait == rebuildMaxRetry {
+			w = &wrong{Why: w.Why} // those who were right then may be gone: any other member
+		}
 		f.began.Store(0) // it takes long, which is not a stall
 		err := g.refetch(w, max(atLeast, f.index()))
 		if err == nil {

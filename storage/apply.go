@@ -28,7 +28,7 @@ func (l *ledger) entry(over *overlay, e Entry) ([]Result, []any) {
 	results := make([]Result, len(e.Commands))
 	if e.Index <= l.applied {
 		for i := range results {
-			results[i].Err = dc.Errorf(dc.Internal, "apply", "", "entry %d is applied already", e.Index)
+			results[i].Err = appliedAlready(e.Index)
 		}
 		return results, nil
 	}
@@ -40,6 +40,12 @@ func (l *ledger) entry(over *overlay, e Entry) ([]Result, []any) {
 	}
 	l.answers.end(over)
 	return results, t.events
+}
+
+// appliedAlready answers the commands of an entry that the state came with, as a replica's does that was rebuilt while it led. They are not refused:
+// what came of them is in the table of answers, where whoever asks again under the same request id finds it.
+func appliedAlready(i dc.Index) error {
+	return dc.Errorf(dc.Unavailable, "apply", "", "entry %d is applied already; the outcome is unknown here, ask again", i)
 }
 
 // command applies one command, or finds what was answered to it before.

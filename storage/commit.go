@@ -22,7 +22,7 @@ func (s *Shard) Apply(entries []Entry) [][]Result {
 	s.mu.Lock()
 	failed := s.failed
 	if failed == nil && !s.paused && s.gen.db == nil && !s.newsLocked(entries) {
-		failed = dc.Errorf(dc.Internal, "", "", "the entries are applied already")
+		failed = appliedAlready(s.applied.Index)
 		s.mu.Unlock()
 		return refuse(nil, entries, failed)
 	}

@@ -50,8 +50,8 @@ func (m *member) comparisonDue(period time.Duration) bool {
 	}
 	last, index := m.opened, dc.Index(0)
 	if c := m.group.Compared(); c != nil {
-		last, index = c.At, c.Index
-		if len(c.Differ) > 0 || c.Undecided {
+		last, index = c.At, c.Through
+		if len(c.Differ) > 0 {
 			return time.Since(last) >= min(period, compareAgain)
 		}
 	}
