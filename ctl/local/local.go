@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -160,7 +159,7 @@ func (c *Cluster) define() error {
 		c.state.Mount = abs
 	}
 	for len(c.state.Nodes) < c.cfg.Nodes {
-		addr, err := freeAddress()
+		addr, err := freeAddress(c.state.Nodes)
 		if err != nil {
 			return err
 		}
@@ -175,16 +174,6 @@ func (c *Cluster) define() error {
 		return err
 	}
 	return os.Rename(tmp, c.stateFile())
-}
-
-// freeAddress asks the kernel for a loopback port that is free now.
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // admit runs `dcd init` or `dcd join` for a node whose directory is not a member's yet.

@@ -71,7 +71,7 @@ func (c *Cluster) Add() int {
 	c.t.Helper()
 	i := len(c.nodes) + 1
 	m := &member{dir: filepath.Join(c.dir, fmt.Sprint("n", i))}
-	lis, err := c.net.listen(i, "127.0.0.1:0")
+	lis, err := c.net.listen(i, c.net.host(i)+":0")
 	if err != nil {
 		c.t.Fatal(err)
 	}

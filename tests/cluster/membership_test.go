@@ -112,10 +112,15 @@ func (c *Cluster) group(t *testing.T, name string) *dcpb.AdminGroup {
 	return nil
 }
 
-// even waits until what the nodes that are up hold differs by one at most, and what they lead by two.
+// even waits until nothing moves, what the nodes that are up hold differs by one at most, and what they lead by two: then nothing will move by itself.
 func (c *Cluster) even() {
 	c.t.Helper()
 	c.Wait("the load to be even", func(st *dcpb.MetaStatusReply) string {
+		for _, g := range st.Groups {
+			if g.Change != "" {
+				return fmt.Sprint(g)
+			}
+		}
 		var held, leads []uint32
 		for _, n := range st.Nodes {
 			if n.State == "up" {

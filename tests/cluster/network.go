@@ -5,11 +5,13 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // A network carries the nodes' connections and breaks them on demand. Nodes are numbered from 1.
 type network struct {
+	number    int32
 	mu        sync.Mutex
 	changed   *sync.Cond
 	addresses map[string]int // of listeners
@@ -19,9 +21,17 @@ type network struct {
 }
 
 func newNetwork() *network {
-	n := &network{addresses: map[string]int{}, cut: map[[2]int]bool{}, stalled: map[int]bool{}, conns: map[*conn]struct{}{}}
+	n := &network{number: networks.Add(1), addresses: map[string]int{}, cut: map[[2]int]bool{}, stalled: map[int]bool{}, conns: map[*conn]struct{}{}}
 	n.changed = sync.NewCond(&n.mu)
 	return n
+}
+
+// Clusters of this process so far.
+var networks atomic.Int32
+
+// host is an address of node i's own: its port can't be taken while it is down, by an outgoing connection (those are from 127.0.0.1) or another node.
+func (n *network) host(i int) string {
+	return fmt.Sprintf("127.%d.%d.%d", 1+os.Getpid()%254, n.number, i)
 }
 
 // listen gives node i a listener on a free port, or on the one it had.
