@@ -27,8 +27,10 @@ esac
 func open(t *testing.T, dir string, nodes int) *Cluster {
 	t.Helper()
 	dcd := filepath.Join(dir, "dcd")
-	if err := os.WriteFile(dcd, []byte(fakeDaemon), 0o755); err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(dcd); err != nil { // a second time a daemon may just be reading it
+		if err := os.WriteFile(dcd, []byte(fakeDaemon), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	c, err := Open(Config{
 		Dir: filepath.Join(dir, "c"), Nodes: nodes, Mount: filepath.Join(dir, "dc"), Dcd: dcd,
