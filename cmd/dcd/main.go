@@ -25,7 +25,7 @@ const usage = `dcd makes this machine a node of a Missing OS cluster.
 usage:
   dcd init --dir D [--listen HOST:PORT] [--name NAME] [--mount PATH]            the first node of a new cluster
   dcd join --dir D --token T [--listen HOST:PORT] [--name NAME] [--mount PATH]  a further node; the token is from "dcctl node token"
-  dcd run  --dir D [--listen HOST:PORT] [--mount PATH | --no-mount] [--metrics HOST:PORT] [--reserve SIZE] [--dead-after TIME] [--compare-every TIME]
+  dcd run  --dir D [--listen HOST:PORT] [--mount PATH | --no-mount] [--metrics HOST:PORT] [--reserve SIZE] [--dead-after TIME] [--compare-every TIME] [--session-ttl TIME]
            [--label KEY=VALUE]... [--snapshot-rate SIZE]
   dcd version
 
@@ -170,6 +170,7 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	reserve := f.String("reserve", "", "bytes of the disk to leave free, such as 500M; default: 5% of it")
 	deadAfter := f.Duration("dead-after", 0, "how long a silent node keeps its replicas; default 5m")
 	compareEvery := f.Duration("compare-every", 0, "how often the replicas of a group that was written to are compared; default 1h, negative: never")
+	sessionTTL := f.Duration("session-ttl", 0, "how long this node's locks outlive its silence, 3s to 5m; default 10s")
 	rate := f.String("snapshot-rate", "", "bytes a second that state sent to replicas far behind may take, and as many received; default: 32M")
 	labels := map[string]string{}
 	f.Func("label", "KEY=VALUE[,KEY=VALUE...], may be given again: rack and zone say what fails together", func(s string) error { return parseLabels(labels, s) })
@@ -192,7 +193,7 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	limitMemory()
 	return node.Run(ctx, node.Config{
 		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter, CompareEvery: *compareEvery, Labels: labels,
-		SnapshotRate: int64(snapshotRate),
+		SnapshotRate: int64(snapshotRate), SessionTTL: *sessionTTL,
 		Shim:         []string{"/proc/self/exe", "shim"},
 		Log:          slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	})

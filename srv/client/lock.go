@@ -23,6 +23,7 @@ type Lock struct {
 	c     *Client
 	owner atomic.Uint64        // the last (session, owner) identity handed out
 	now   func() time.Duration // a clock that also runs while the machine sleeps
+	ttl   time.Duration        // asked for its sessions; 0: the default
 
 	// base is the lifetime of everything that goes on in the background; stop ends it.
 	base context.Context
@@ -38,6 +39,13 @@ type Lock struct {
 
 // NewLock makes the front. It sends nothing yet.
 func NewLock(c *Client) *Lock { return NewLockAt(c, bootTime) }
+
+// NewLockWithTTL is NewLock with a time to live of its sessions, from dc.MinSessionTTL to dc.MaxSessionTTL. 0 is dc.SessionTTL.
+func NewLockWithTTL(c *Client, ttl time.Duration) *Lock {
+	l := NewLock(c)
+	l.ttl = ttl
+	return l
+}
 
 // NewLockAt is NewLock with a clock of the caller's, which must not go back; for tests.
 func NewLockAt(c *Client, now func() time.Duration) *Lock {

@@ -153,7 +153,7 @@ func (l *Lock) open(ctx context.Context, seen *lockSession) error {
 		}
 		sent := l.now()
 		r, err := lockCall(ctx, l, true, func(ctx context.Context, c dcpb.LockClient, h *dcpb.Header) (*dcpb.LockOpenSessionReply, error) {
-			return c.OpenSession(ctx, &dcpb.LockOpenSessionRequest{Header: h, Node: node, Generation: gen.Generation + 1})
+			return c.OpenSession(ctx, &dcpb.LockOpenSessionRequest{Header: h, Node: node, Generation: gen.Generation + 1, TtlMs: uint32(l.ttl.Milliseconds())})
 		})
 		if err == nil {
 			return l.begin(r, sent)

@@ -66,6 +66,8 @@ const (
 	OpTimeout = 10 * time.Second
 	// DedupeWindow is how long a command may be retried under its request id, in log time.
 	DedupeWindow = 5 * time.Minute
-	// SessionTTL is how long a silent node keeps its locks and tasks.
-	SessionTTL = 10 * time.Second
+	// SessionTTL is how long a silent node keeps its locks, unless it asked for another time, and its tasks.
+	SessionTTL    = 10 * time.Second
+	MinSessionTTL = 3 * time.Second // of which the node itself trusts in LockSessionMargin less
+	MaxSessionTTL = 5 * time.Minute
 )

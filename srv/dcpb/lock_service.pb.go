@@ -1793,7 +1793,8 @@ type LockOpenSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
-	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"` // the node's last plus one
+	Generation    uint64                 `protobuf:"varint,3,opt,name=generation,proto3" json:"generation,omitempty"`    // the node's last plus one
+	TtlMs         uint32                 `protobuf:"varint,4,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // how long the node wants to be waited for; 0: the default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1845,6 +1846,13 @@ func (x *LockOpenSessionRequest) GetNode() uint64 {
 func (x *LockOpenSessionRequest) GetGeneration() uint64 {
 	if x != nil {
 		return x.Generation
+	}
+	return 0
+}
+
+func (x *LockOpenSessionRequest) GetTtlMs() uint32 {
+	if x != nil {
+		return x.TtlMs
 	}
 	return 0
 }
@@ -3154,13 +3162,14 @@ const file_lock_service_proto_rawDesc = "" +
 	"\x13LockGenerationReply\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x01 \x01(\x04R\n" +
-	"generation\"s\n" +
+	"generation\"\x8a\x01\n" +
 	"\x16LockOpenSessionRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x03 \x01(\x04R\n" +
-	"generation\"G\n" +
+	"generation\x12\x15\n" +
+	"\x06ttl_ms\x18\x04 \x01(\rR\x05ttlMs\"G\n" +
 	"\x14LockOpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\rR\x05ttlMs\"W\n" +

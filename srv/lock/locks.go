@@ -140,12 +140,26 @@ func (s *Service) OpenSession(ctx context.Context, r *dcpb.LockOpenSessionReques
 	if p.Node != dc.NodeID(r.Node) {
 		return nil, dc.Errorf(dc.Denied, "lock.session", dc.NodeID(r.Node).String(), "node %s may open sessions for itself only", p.Node)
 	}
-	ttl := uint32(dc.SessionTTL.Milliseconds())
+	ttl, err := sessionTTL(r.TtlMs)
+	if err != nil {
+		return nil, err
+	}
 	res, err := t.do(ctx, rpc.RequestID(r.Header), &command.LockOpenSession{Node: r.Node, Generation: r.Generation, TtlMs: ttl})
 	if err != nil {
 		return nil, err
 	}
 	return &dcpb.LockOpenSessionReply{Session: res.Session, TtlMs: ttl}, nil
+}
+
+// sessionTTL is the time to live that a node gets, in milliseconds, for the one it asked for.
+func sessionTTL(asked uint32) (uint32, error) {
+	if asked == 0 {
+		return uint32(dc.SessionTTL.Milliseconds()), nil
+	}
+	if d := time.Duration(asked) * time.Millisecond; d < dc.MinSessionTTL || d > dc.MaxSessionTTL {
+		return 0, dc.Errorf(dc.Invalid, "lock.session", "", "a time to live of %s: want %s to %s", d, dc.MinSessionTTL, dc.MaxSessionTTL)
+	}
+	return asked, nil
 }
 
 // KeepAlive renews a session. The answer is worth something because the view is confirmed by a majority after the request arrived.

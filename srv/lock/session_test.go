@@ -67,9 +67,14 @@ func TestSessionIsNotRenewedOnceItsEndMayBeOnItsWay(t *testing.T) {
 		synctest.Wait()
 		c := dcpb.NewLockClient(local)
 
-		s, err := c.OpenSession(t.Context(), &dcpb.LockOpenSessionRequest{Header: header(1, 1), Node: 1, Generation: 1})
-		if err != nil {
-			t.Fatal(err)
+		for _, ttl := range []time.Duration{dc.MinSessionTTL - 1e6, dc.MaxSessionTTL + 1e6} {
+			_, err := c.OpenSession(t.Context(), &dcpb.LockOpenSessionRequest{Header: header(1, 1), Node: 1, Generation: 1, TtlMs: uint32(ttl.Milliseconds())})
+			wantKind(t, err, dc.Invalid)
+		}
+		const ttl = dc.MinSessionTTL
+		s, err := c.OpenSession(t.Context(), &dcpb.LockOpenSessionRequest{Header: header(1, 1), Node: 1, Generation: 1, TtlMs: uint32(ttl.Milliseconds())})
+		if err != nil || s.TtlMs != uint32(ttl.Milliseconds()) {
+			t.Fatal(s, err)
 		}
 		keepAlive := func() error {
 			_, err := c.KeepAlive(t.Context(), &dcpb.LockKeepAliveRequest{Header: header(1, 0), Session: s.Session})
@@ -78,7 +83,7 @@ func TestSessionIsNotRenewedOnceItsEndMayBeOnItsWay(t *testing.T) {
 		if err := keepAlive(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(dc.SessionTTL + time.Second) // silence: the leader proposes the end and does not hear what became of it
+		time.Sleep(ttl + time.Second) // silence: the leader proposes the end and does not hear what became of it
 		wantKind(t, keepAlive(), dc.Unavailable)
 		late.mu.Lock()
 		held := late.held

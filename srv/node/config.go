@@ -44,6 +44,9 @@ type Config struct {
 	DeadAfter time.Duration
 	// CompareEvery is how often the replicas of a group that was written to are compared, by its leader. 0 means an hour, less than 0 never.
 	CompareEvery time.Duration
+	// SessionTTL is how long this node's locks and ephemeral files outlive its silence, from dc.MinSessionTTL to dc.MaxSessionTTL. 0 means
+	// dc.SessionTTL. A change holds from the next session on.
+	SessionTTL time.Duration
 	// Labels are set on the node's record when it starts; an empty value removes one. Others, set through the tree, stay.
 	Labels map[string]string
 	// Shim is the command of a program that runs driver.ShimMain, for the tasks of jobs. Without it this node runs no tasks.
@@ -75,6 +78,9 @@ func (c *Config) Validate() error {
 	}
 	if c.DeadAfter < 0 || c.StopTimeout < 0 {
 		errs = append(errs, dc.Errorf(dc.Invalid, "configure", "", "a duration is negative"))
+	}
+	if c.SessionTTL != 0 && (c.SessionTTL < dc.MinSessionTTL || c.SessionTTL > dc.MaxSessionTTL) {
+		errs = append(errs, dc.Errorf(dc.Invalid, "configure", "--session-ttl", "%s is not from %s to %s", c.SessionTTL, dc.MinSessionTTL, dc.MaxSessionTTL))
 	}
 	return errors.Join(errs...)
 }

@@ -75,7 +75,7 @@ func (n *Node) openMeta(r *rooms) {
 
 func (n *Node) openLock(r *rooms) {
 	r.kinds[dc.KindLock] = lock.New(lock.Config{Log: n.log}).Kind()
-	locks := client.NewLock(n.client)
+	locks := client.NewLockWithTTL(n.client, n.cfg.SessionTTL)
 	r.closers = append(r.closers, closer{"locks", locks.Close})
 	r.mount.Rooms["lock"] = lockfs.New(locks)
 	n.replicas.holds = locks.HeldUnder
