@@ -203,7 +203,7 @@ func (m *Meta) MintToken(ctx context.Context, hash []byte, life time.Duration) (
 func (m *Meta) Admit(ctx context.Context, req *dcpb.JoinRequest, hash []byte) (*dcpb.JoinReply, error) {
 	var reply *dcpb.MetaAdmitReply
 	err := m.c.Mutate(ctx, dc.MetaGroup, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) (err error) {
-		reply, err = dcpb.NewMetaClient(cc).Admit(ctx, &dcpb.MetaAdmitRequest{Header: h, Hash: hash, Csr: req.Csr, Name: req.Name, Address: req.Address})
+		reply, err = dcpb.NewMetaClient(cc).Admit(ctx, &dcpb.MetaAdmitRequest{Header: h, Hash: hash, Csr: req.Csr, Name: req.Name, Address: req.Address, Version: req.Version})
 		return err
 	})
 	if err != nil {

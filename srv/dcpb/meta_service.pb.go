@@ -29,6 +29,7 @@ type JoinRequest struct {
 	Csr           []byte                 `protobuf:"bytes,2,opt,name=csr,proto3" json:"csr,omitempty"`       // PKCS 10, DER
 	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	Address       string                 `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"` // where the joining node will listen
+	Version       string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"` // what it runs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -87,6 +88,13 @@ func (x *JoinRequest) GetName() string {
 func (x *JoinRequest) GetAddress() string {
 	if x != nil {
 		return x.Address
+	}
+	return ""
+}
+
+func (x *JoinRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
 	}
 	return ""
 }
@@ -1273,6 +1281,7 @@ type MetaAdmitRequest struct {
 	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	Address       string                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Version       string                 `protobuf:"bytes,6,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1338,6 +1347,13 @@ func (x *MetaAdmitRequest) GetName() string {
 func (x *MetaAdmitRequest) GetAddress() string {
 	if x != nil {
 		return x.Address
+	}
+	return ""
+}
+
+func (x *MetaAdmitRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
 	}
 	return ""
 }
@@ -2350,12 +2366,13 @@ var File_meta_service_proto protoreflect.FileDescriptor
 
 const file_meta_service_proto_rawDesc = "" +
 	"\n" +
-	"\x12meta_service.proto\x12\x05dc.v1\x1a\vadmin.proto\x1a\trpc.proto\"e\n" +
+	"\x12meta_service.proto\x12\x05dc.v1\x1a\vadmin.proto\x1a\trpc.proto\"\x7f\n" +
 	"\vJoinRequest\x12\x16\n" +
 	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x10\n" +
 	"\x03csr\x18\x02 \x01(\fR\x03csr\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x04 \x01(\tR\aaddress\"\xb8\x01\n" +
+	"\aaddress\x18\x04 \x01(\tR\aaddress\x12\x18\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\"\xb8\x01\n" +
 	"\tJoinReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x12\n" +
@@ -2460,13 +2477,14 @@ const file_meta_service_proto_rawDesc = "" +
 	"\x12MetaMintTokenReply\x12\x1d\n" +
 	"\n" +
 	"expires_ms\x18\x01 \x01(\x03R\texpiresMs\x12%\n" +
-	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\"\x8d\x01\n" +
+	"\x0eca_certificate\x18\x02 \x01(\fR\rcaCertificate\"\xa7\x01\n" +
 	"\x10MetaAdmitRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x10\n" +
 	"\x03csr\x18\x03 \x01(\fR\x03csr\x12\x12\n" +
 	"\x04name\x18\x04 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x05 \x01(\tR\aaddress\"\xbd\x01\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12\x18\n" +
+	"\aversion\x18\x06 \x01(\tR\aversion\"\xbd\x01\n" +
 	"\x0eMetaAdmitReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x12\n" +

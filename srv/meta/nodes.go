@@ -53,6 +53,9 @@ func (s *Service) Admit(ctx context.Context, req *dcpb.MetaAdmitRequest) (*dcpb.
 	if err != nil {
 		return nil, err
 	}
+	if err := t.checkVersion(ctx, "join", req.Version); err != nil {
+		return nil, err
+	}
 	csr, err := pki.ParseRequest(req.Csr)
 	if err != nil {
 		return nil, err
@@ -82,10 +85,13 @@ func (s *Service) Admit(ctx context.Context, req *dcpb.MetaAdmitRequest) (*dcpb.
 	return reply, nil
 }
 
-// Register notes a starting node's address and version.
+// Register notes a starting node's address and version. One that is older than what all nodes run is refused: dc.Unsupported.
 func (s *Service) Register(ctx context.Context, req *dcpb.MetaRegisterRequest) (*dcpb.MetaRegisterReply, error) {
 	t, p, err := s.admit("register", req.Header, true)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.checkVersion(ctx, "register", req.Version); err != nil {
 		return nil, err
 	}
 	_, err = t.do(ctx, rpc.RequestID(req.Header), &command.MetaCommand{

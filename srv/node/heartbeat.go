@@ -134,6 +134,10 @@ func (n *Node) register(ctx context.Context) {
 			n.log.Info("registered", "address", n.address)
 			return
 		}
+		if errors.Is(err, dc.Unsupported) {
+			n.cfg.Fatal(err)
+			return
+		}
 		n.log.Debug("register", "err", err)
 		select {
 		case <-ctx.Done():

@@ -100,7 +100,7 @@ func Join(ctx context.Context, dir, token, listen, name, mount string) (*pki.Ide
 	if err != nil {
 		return nil, err
 	}
-	reply, err := ask(ctx, t, &dcpb.JoinRequest{Secret: t.Secret[:], Csr: csr, Name: name, Address: advertised(listen)})
+	reply, err := ask(ctx, t, &dcpb.JoinRequest{Secret: t.Secret[:], Csr: csr, Name: name, Address: advertised(listen), Version: Version})
 	if err != nil {
 		return nil, err
 	}
