@@ -1,16 +1,20 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"missingos/srv/client"
 	"missingos/srv/dc"
 	"missingos/srv/dcpb"
 	"missingos/srv/node"
@@ -80,5 +84,93 @@ func TestADamagedReplicaIsFetchedAnew(t *testing.T) {
 	kept, err := filepath.Glob(filepath.Join(c.nodes[1].dir, "aside", dc.MetaGroup.String()+"-*", "*", "MANIFEST"))
 	if err != nil || len(kept) != 1 {
 		t.Errorf("the damaged state is not kept: %v %v", kept, err)
+	}
+}
+
+// flip changes one letter of a stored value in the files of a stopped shard, as a disk or memory may.
+func flip(t *testing.T, shard, value string) {
+	t.Helper()
+	manifests, err := filepath.Glob(filepath.Join(shard, "*", "MANIFEST"))
+	if err != nil || len(manifests) != 1 {
+		t.Fatal(manifests, err)
+	}
+	db, err := badger.OpenManaged(badger.DefaultOptions(filepath.Dir(manifests[0])).WithLogger(nil).WithDetectConflicts(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := db.NewTransactionAt(math.MaxUint64, false)
+	rows := read.NewIterator(badger.DefaultIteratorOptions)
+	flipped := 0
+	for rows.Rewind(); rows.Valid(); rows.Next() {
+		b, err := rows.Item().ValueCopy(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := bytes.Index(b, []byte(value)); i >= 0 && flipped == 0 {
+			b[i] ^= 1
+			flipped++
+			write := db.NewTransactionAt(rows.Item().Version(), true)
+			if err := write.Set(rows.Item().KeyCopy(nil), b); err != nil {
+				t.Fatal(err)
+			}
+			if err := write.CommitAt(rows.Item().Version(), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rows.Close()
+	read.Discard()
+	if err := db.Close(); err != nil || flipped != 1 {
+		t.Fatal("rows changed: ", flipped, err)
+	}
+}
+
+// A row that became another on one node's disk is found when the replicas are compared, and that replica is fetched anew, whether or not it leads.
+func TestAReplicaThatDiffersIsRebuilt(t *testing.T) {
+	t.Parallel()
+	c := Start(t, 3)
+	for i := range 10 {
+		c.put(t, i%3+1, fmt.Sprint("row", i))
+	}
+	for _, leads := range []bool{false, true} {
+		victim := int(c.group(t, "meta").Leader)
+		if !leads {
+			victim = victim%3 + 1
+		}
+		c.Stop(victim)
+		flip(t, filepath.Join(c.nodes[victim-1].dir, "groups", dc.MetaGroup.String(), "shard"), "row7")
+		c.Restart(victim)
+		c.WaitWhole()
+		if leads {
+			c.Wait("the wrong replica to lead", func(st *dcpb.MetaStatusReply) string {
+				if st.Groups[0].Leader == uint64(victim) {
+					return ""
+				}
+				return fmt.Sprint(c.Meta(victim).MoveGroup(t.Context(), client.GroupMove{Group: "meta", Leader: fmt.Sprint("node", victim)}))
+			})
+		}
+		var wrong []uint64
+		for _, x := range c.compare(t, 1, dc.MetaGroup).Replicas {
+			if x.Differs {
+				wrong = append(wrong, x.Node)
+			}
+		}
+		if len(wrong) != 1 || wrong[0] != uint64(victim) {
+			t.Fatalf("found to differ: %v, want %d (leads: %v)", wrong, victim, leads)
+		}
+		c.Wait("all replicas to be alike", func(st *dcpb.MetaStatusReply) string {
+			for _, x := range c.compare(t, 1, dc.MetaGroup).Replicas {
+				if x.Differs || x.Err != "" {
+					return fmt.Sprint(x)
+				}
+			}
+			return ""
+		})
+		c.WaitWhole()
+		c.has(t, victim, "row7")
+		kept, err := filepath.Glob(filepath.Join(c.nodes[victim-1].dir, "aside", dc.MetaGroup.String()+"-*"))
+		if err != nil || len(kept) == 0 {
+			t.Errorf("the wrong state is not kept: %v %v", kept, err)
+		}
 	}
 }
