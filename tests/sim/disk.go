@@ -8,9 +8,13 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"missingos/consensus"
+	"missingos/consensus/logstore"
 	"missingos/consensus/logstore/simdisk"
 )
 
@@ -20,6 +24,7 @@ type disk struct {
 	dir  string // what the record is kept in
 	life int
 	slow *atomic.Int64 // how long a sync takes beyond a disk's time, nanoseconds; of all lives
+	bad  atomic.Bool   // what is to be written or synced fails
 
 	mu         sync.Mutex
 	checkpoint []consensus.Entry // all that the state was made of when it was last made durable
@@ -29,9 +34,12 @@ func newDisk(dir string) *disk {
 	return (&disk{log: simdisk.New(), dir: dir, slow: &atomic.Int64{}}).timed()
 }
 
-// timed gives each sync a disk's time.
+// timed gives each sync a disk's time, and the faults of a bad one.
 func (d *disk) timed() *disk {
 	d.log.Before = func(op, _ string) error {
+		if d.bad.Load() && op != "open" {
+			return syscall.EIO
+		}
 		if op == "sync" {
 			time.Sleep(time.Millisecond + time.Duration(d.slow.Load()))
 		}
@@ -69,3 +77,21 @@ func (d *disk) write(do func()) error {
 	do()
 	return nil
 }
+
+// unheard spares a ghost Raft's panic over a term that it cannot save: it has ended, but for its goroutines.
+type unheard struct {
+	logstore.Store
+	dead *atomic.Bool
+}
+
+func (s unheard) SetUint64(key []byte, val uint64) error {
+	if err := s.Store.SetUint64(key, val); err != nil && !s.dead.Load() {
+		return err
+	}
+	return nil
+}
+
+// IsMonotonic says what the log says: Raft asks.
+func (s unheard) IsMonotonic() bool { return s.Store.(raft.MonotonicLogStore).IsMonotonic() }
+
+var _ raft.MonotonicLogStore = unheard{}

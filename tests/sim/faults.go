@@ -74,6 +74,15 @@ var faults = []fault{
 		w.disks[n].slow.Store(int64(3 * time.Second)) // a leader keeps quiet then
 		return func() { w.disks[n].slow.Store(0) }
 	}},
+	{"bad disk", func(w *world, n dc.NodeID) func() { // what it did not sync may be there or not, and the process must not go on
+		w.disks[n].bad.Store(true)
+		return func() {
+			w.kill(n, w.rng)
+			if w.process(n) == nil {
+				w.start(n)
+			}
+		}
+	}},
 	{"full disk", func(w *world, n dc.NodeID) func() {
 		w.full[n].Store(true)
 		return func() { w.full[n].Store(false) }

@@ -45,6 +45,7 @@ type world struct {
 
 	mu    sync.Mutex
 	procs map[dc.NodeID]*process // those that live
+	ended map[dc.NodeID]*process // those that a bad disk ended, until they are buried
 }
 
 // process is one life of one node.
@@ -71,7 +72,7 @@ func nodes() []dc.NodeID {
 func newWorld(t *testing.T, seed uint64, mut mutation) *world {
 	w := &world{
 		t: t, dir: t.TempDir(), rng: rand.New(rand.NewPCG(seed, 1)), net: newNetwork(rand.New(rand.NewPCG(seed, 2))), mut: mut,
-		disks: map[dc.NodeID]*disk{}, skews: map[dc.NodeID]*atomic.Int64{}, full: map[dc.NodeID]*atomic.Bool{}, procs: map[dc.NodeID]*process{},
+		disks: map[dc.NodeID]*disk{}, skews: map[dc.NodeID]*atomic.Int64{}, full: map[dc.NodeID]*atomic.Bool{}, procs: map[dc.NodeID]*process{}, ended: map[dc.NodeID]*process{},
 	}
 	for _, n := range nodes() {
 		w.disks[n] = newDisk(filepath.Join(w.dir, n.String()))
@@ -86,10 +87,15 @@ func newWorld(t *testing.T, seed uint64, mut mutation) *world {
 // start begins a node's next life.
 func (w *world) start(n dc.NodeID) {
 	w.t.Helper()
+	w.bury(n, w.rng)
 	disk := w.disks[n]
+	disk.bad.Store(false) // whoever starts it has seen to that
 	p := &process{node: n, machine: openState(disk)}
 	fatal := func(err error) {
-		if !p.dead.Load() {
+		switch {
+		case disk.bad.Load():
+			w.end(p)
+		case !p.dead.Load():
 			w.t.Errorf("node %s: %v", n, err)
 		}
 	}
@@ -99,7 +105,7 @@ func (w *world) start(n dc.NodeID) {
 	}
 	p.host = consensus.NewHost(consensus.HostConfig{
 		Node: n, Timing: timing, VerifyLeaderReads: w.mut.verifyLeader,
-		OpenLog: func(cfg logstore.Config) (logstore.Store, error) { return p.log.Open(cfg.Group), nil },
+		OpenLog: func(cfg logstore.Config) (logstore.Store, error) { return unheard{p.log.Open(cfg.Group), &p.dead}, nil },
 		Dial: func(to dc.NodeID) (grpc.ClientConnInterface, error) {
 			return conn{w.net, &p.dead, link{n, to}}, nil
 		},
@@ -126,15 +132,33 @@ func (w *world) start(n dc.NodeID) {
 
 // kill ends a node's life at once: nothing that it has not written or sent already comes about. If cut is set the power fails with it.
 func (w *world) kill(n dc.NodeID, cut *rand.Rand) {
+	if p := w.process(n); p != nil {
+		w.end(p)
+	}
+	w.bury(n, cut)
+}
+
+// end makes a process one that nobody hears any more.
+func (w *world) end(p *process) {
+	p.dead.Store(true)
 	w.mu.Lock()
-	p := w.procs[n]
-	delete(w.procs, n)
+	if w.procs[p.node] == p {
+		delete(w.procs, p.node)
+		w.ended[p.node] = p
+	}
+	w.mu.Unlock()
+	w.net.set(func() { delete(w.net.nodes, p.node) })
+}
+
+// bury takes over what a process that was ended leaves behind, and waits for its goroutines.
+func (w *world) bury(n dc.NodeID, cut *rand.Rand) {
+	w.mu.Lock()
+	p := w.ended[n]
+	delete(w.ended, n)
 	w.mu.Unlock()
 	if p == nil {
 		return
 	}
-	p.dead.Store(true)
-	w.net.set(func() { delete(w.net.nodes, n) })
 	heir, err := w.disks[n].left(cut)
 	if err != nil {
 		w.t.Fatal(err)
