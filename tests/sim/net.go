@@ -110,6 +110,12 @@ func (c conn) Invoke(ctx context.Context, method string, args, reply any, opts .
 	if err := to.Invoke(ctx, method, args, reply, opts...); err != nil {
 		return err
 	}
+	c.net.mu.Lock()
+	lives := c.net.nodes[c.to] == to
+	c.net.mu.Unlock()
+	if !lives {
+		return errLost // the answer is a ghost's
+	}
 	if held != nil && method == transport.Raft_Beat_FullMethodName {
 		c.net.mu.Lock()
 		c.net.kept[c.link]++
