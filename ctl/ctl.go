@@ -63,7 +63,7 @@ func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e))
 func Commands() []*Command {
 	return slices.Concat(
 		clusterCommands(), nodeCommands(), groupCommands(),
-		kvCommands(), topicCommands(), lockCommands(), jobCommands(), localCommands(), helpCommands(),
+		dataCommands(), kvCommands(), topicCommands(), lockCommands(), jobCommands(), localCommands(), helpCommands(),
 	)
 }
 

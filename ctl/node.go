@@ -43,7 +43,8 @@ func nodeCommands() []*Command {
 		},
 		emptyCommand("drain", "empty a node: its tasks, leaderships and replicas move to others",
 			"Leaderships leave at once, replicas one by one while other nodes are open to take them, tasks as their jobs allow. The command shows what is left\n"+
-				"and ends when that is nothing; interrupting it does not stop the drain, `undrain` does. Blocks of /dc/data stay.",
+				"and ends when that is nothing; interrupting it does not stop the drain, `undrain` does. Blocks of /dc/data are\n"+
+				"copied to other nodes first, as far as there are any for them, and then leave; `dcctl data status` shows how that goes.",
 			&dcpb.AdminDrainRequest{Drain: true}),
 		{
 			Noun: "node", Verb: "undrain", Args: "NODE", Short: "let a node that drains or is being decommissioned have tasks, leaderships and replicas again",
@@ -57,7 +58,7 @@ func nodeCommands() []*Command {
 		},
 		emptyCommand("decommission", "empty a node, and remove it when nothing is left on it",
 			"Like drain; when neither replicas nor blocks of /dc/data are left on it, the node is removed for ever. Refused if too few nodes would stay for the\n"+
-				"replicas of some group. Blocks are not moved yet: a node that stores some stays until their files are gone, or until `dcctl node rm`.",
+				"replicas of some group. `dcctl data status` shows how its blocks move to other nodes; a node that died instead is removed with `dcctl node rm`.",
 			&dcpb.AdminDrainRequest{Drain: true, Decommission: true}),
 		{
 			Noun: "node", Verb: "rm", Args: "NODE", Short: "remove a node from the cluster for ever",
@@ -122,7 +123,7 @@ func mark(ctx context.Context, env *Env, node string, req *dcpb.AdminDrainReques
 	})
 }
 
-// waitEmpty tells on standard error, at each change, what is left on a node, until nothing is: for a drain, blocks of files may stay.
+// waitEmpty tells on standard error, at each change, what is left on a node, until nothing is.
 func waitEmpty(ctx context.Context, env *Env, name string, decommission bool) error {
 	var left []string
 	told := ""
@@ -138,7 +139,7 @@ func waitEmpty(ctx context.Context, env *Env, name string, decommission bool) er
 				return nil
 			case !n.Drain:
 				return fmt.Errorf("node %s: somebody has undrained it", name)
-			case n.Replicas == 0 && n.Leaders == 0 && !decommission && !groupsOn(st, n.Id):
+			case n.Replicas == 0 && n.Leaders == 0 && n.Blocks == 0 && !decommission && !groupsOn(st, n.Id):
 				return nil
 			}
 			left = n.Waits

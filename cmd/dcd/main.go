@@ -26,7 +26,7 @@ usage:
   dcd init --dir D [--listen HOST:PORT] [--name NAME] [--mount PATH]            the first node of a new cluster
   dcd join --dir D --token T [--listen HOST:PORT] [--name NAME] [--mount PATH]  a further node; the token is from "dcctl node token"
   dcd run  --dir D [--listen HOST:PORT] [--mount PATH | --no-mount] [--metrics HOST:PORT] [--reserve SIZE] [--dead-after TIME] [--compare-every TIME] [--session-ttl TIME]
-           [--label KEY=VALUE]... [--snapshot-rate SIZE]
+           [--label KEY=VALUE]... [--snapshot-rate SIZE] [--repair-rate SIZE] [--scrub-every TIME] [--store-size SIZE]
   dcd version
 
 Each flag may also be given in the environment: --listen as DCD_LISTEN, and so on. "dcd run" can be started again at any time, by a service
@@ -172,6 +172,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	compareEvery := f.Duration("compare-every", 0, "how often the replicas of a group that was written to are compared; default 1h, negative: never")
 	sessionTTL := f.Duration("session-ttl", 0, "how long this node's locks outlive its silence, 3s to 5m; default 10s")
 	rate := f.String("snapshot-rate", "", "bytes a second that state sent to replicas far behind may take, and as many received; default: 32M")
+	repair := f.String("repair-rate", "", "bytes a second that copies of blocks may take that are made or moved for safety or balance; default: 32M")
+	scrubEvery := f.Duration("scrub-every", 0, "how long reading all blocks takes, to find bad ones; default 168h, negative: never")
+	storeSize := f.String("store-size", "", "bytes that blocks of files may take here; default: what the disk has above its reserve")
 	labels := map[string]string{}
 	f.Func("label", "KEY=VALUE[,KEY=VALUE...], may be given again: rack and zone say what fails together", func(s string) error { return parseLabels(labels, s) })
 	verbose := f.Bool("verbose", false, "log every request")
@@ -186,6 +189,14 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	if err != nil {
 		return usageError{err}
 	}
+	repairRate, err := parseSize("--repair-rate", *repair)
+	if err != nil {
+		return usageError{err}
+	}
+	storeBytes, err := parseSize("--store-size", *storeSize)
+	if err != nil {
+		return usageError{err}
+	}
 	level := slog.LevelInfo
 	if *verbose {
 		level = slog.LevelDebug
@@ -193,9 +204,9 @@ func serve(ctx context.Context, args []string, stderr io.Writer) error {
 	limitMemory()
 	return node.Run(ctx, node.Config{
 		Dir: f.dir, Listen: f.listen, Mount: f.mount, NoMount: *noMount, Metrics: *metrics, ReserveBytes: reserveBytes, DeadAfter: *deadAfter, CompareEvery: *compareEvery, Labels: labels,
-		SnapshotRate: int64(snapshotRate), SessionTTL: *sessionTTL,
-		Shim:         []string{"/proc/self/exe", "shim"},
-		Log:          slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
+		SnapshotRate: int64(snapshotRate), RepairRate: int64(repairRate), ScrubEvery: *scrubEvery, StoreBytes: int64(storeBytes), SessionTTL: *sessionTTL,
+		Shim: []string{"/proc/self/exe", "shim"},
+		Log:  slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})),
 	})
 }
 

@@ -18,7 +18,6 @@ type BlockStore interface {
 	NewID() file.BlockID
 	Put(id file.BlockID, ino file.Ino, data []byte) error
 	Read(id file.BlockID, off int64, dst []byte) (int, error)
-	Delete(ids []file.BlockID) error
 	Sync() error
 }
 
@@ -37,6 +36,8 @@ type Data struct {
 	cfg     DataConfig
 	session uint64
 	suspect suspects
+	moved   movedBlocks
+	bad     badCopies
 
 	mu     sync.Mutex
 	number uint64          // of the last open

@@ -17,13 +17,14 @@ import (
 )
 
 const (
-	replicas      = 3
+	replicas      = file.Replicas
 	enoughNodes   = 2                      // replicas that a write waits for
 	putTimeout    = 4 * time.Second        // for one replica of one block
 	straggle      = 300 * time.Millisecond // how long a write that has enough waits for the rest
 	readTimeout   = 2 * time.Second
 	spaceTimeout  = time.Second
 	suspectFor    = 5 * time.Second // how long a node that failed is asked last
+	fullFor       = 5 * time.Second // how long a node that had no room is given blocks last
 	frameBytes    = 512 * dc.KiB
 	maxBlockRead  = 1 * dc.MiB
 	spaceFreshFor = 3 * time.Second
@@ -33,6 +34,7 @@ const (
 type suspects struct {
 	mu    sync.Mutex
 	until map[dc.NodeID]time.Time
+	full  map[dc.NodeID]time.Time
 	space file.Space // as last gathered
 	at    time.Time
 }
@@ -46,7 +48,7 @@ func (s *suspects) add(n dc.NodeID) {
 	s.until[n] = time.Now().Add(suspectFor)
 }
 
-// note takes in how a write to n went. A full disk is no reason to suspect the node.
+// note takes in how a write to n went. A full disk is no reason to suspect the node, but others are asked first.
 func (s *suspects) note(n dc.NodeID, err error) {
 	if err != nil && !errors.Is(err, dc.NoSpace) {
 		s.add(n)
@@ -55,6 +57,20 @@ func (s *suspects) note(n dc.NodeID, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.until, n)
+	if err == nil {
+		delete(s.full, n)
+		return
+	}
+	if s.full == nil {
+		s.full = map[dc.NodeID]time.Time{}
+	}
+	s.full[n] = time.Now().Add(fullFor)
+}
+
+func (s *suspects) isFull(n dc.NodeID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.full[n])
 }
 
 func (s *suspects) has(n dc.NodeID) bool {
@@ -76,11 +92,20 @@ func (d *Data) nodes() []dc.NodeID {
 	return d.c.cfg.Directory.Replicas(g)
 }
 
-// candidates orders the nodes for a new block: this one, then the others in random order, suspects last.
+// candidates orders the nodes for a new block: this one, then the others in random order, then suspects, then those that had no room a moment ago.
 func (d *Data) candidates() []dc.NodeID {
 	nodes := slices.Clone(d.nodes())
 	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 	d.order(nodes)
+	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int {
+		switch fullA, fullB := d.suspect.isFull(a), d.suspect.isFull(b); {
+		case fullA == fullB:
+			return 0
+		case fullA:
+			return 1
+		}
+		return -1
+	})
 	return nodes
 }
 
@@ -204,17 +229,36 @@ func (d *Data) put(ctx context.Context, n dc.NodeID, id file.BlockID, ino file.I
 	})
 }
 
-// ReadBlock reads bytes of a block from off on into dst from one of the nodes, trying each: this one first. It gives less than dst
-// holds only at the block's end. dc.NotFound if no node has it any more: the file has changed, or it is lost.
+// ReadBlock reads bytes of a block from off on into dst from one of the nodes, trying each: this one first. If none gives it, it asks where the block
+// is now. It gives less than dst holds only at the block's end. dc.NotFound if no node has it any more: the file has changed, or it is lost.
+// Copies that are damaged or missing are reported.
 func (d *Data) ReadBlock(ctx context.Context, id file.BlockID, nodes []dc.NodeID, off int64, dst []byte) (int, error) {
+	if now, ok := d.moved.where(id); ok {
+		nodes = now
+	}
+	n, err := d.readOneOf(ctx, id, nodes, off, dst)
+	if err == nil || ctx.Err() != nil {
+		return n, err
+	}
+	places, lerr := d.Locate(ctx, []file.BlockID{id})
+	if lerr != nil || len(places[0]) == 0 || slices.Equal(places[0], nodes) {
+		return n, err
+	}
+	d.moved.note(id, places[0])
+	return d.readOneOf(ctx, id, places[0], off, dst)
+}
+
+func (d *Data) readOneOf(ctx context.Context, id file.BlockID, nodes []dc.NodeID, off int64, dst []byte) (int, error) {
 	const op = "block.read"
 	nodes = slices.Clone(nodes)
 	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
 	d.order(nodes)
 	var errs []error
+	var bad []file.BadCopy
+	defer func() { d.suspectCopies(bad) }()
 	kind := dc.NotFound
 	for _, n := range nodes {
-		got, err := d.readAt(ctx, n, id, off, dst)
+		got, err := d.ReadFrom(ctx, n, id, off, dst)
 		if err == nil {
 			return got, nil
 		}
@@ -222,8 +266,11 @@ func (d *Data) ReadBlock(ctx context.Context, id file.BlockID, nodes []dc.NodeID
 		switch k := dc.KindOf(err); {
 		case k == dc.Corrupt:
 			kind = dc.Corrupt
+			bad = append(bad, file.BadCopy{Block: id, Node: n})
 			d.c.cfg.Log.Error("a replica of a block is damaged", "node", n, "block", id.String(), "err", err)
-		case k != dc.NotFound:
+		case k == dc.NotFound:
+			bad = append(bad, file.BadCopy{Block: id, Node: n})
+		default:
 			d.suspect.add(n)
 			if kind == dc.NotFound {
 				kind = dc.Unavailable
@@ -236,7 +283,8 @@ func (d *Data) ReadBlock(ctx context.Context, id file.BlockID, nodes []dc.NodeID
 	return 0, dc.Errorf(kind, op, id.String(), "none of its %d replicas could be read: %w", len(nodes), errors.Join(errs...))
 }
 
-func (d *Data) readAt(ctx context.Context, n dc.NodeID, id file.BlockID, off int64, dst []byte) (int, error) {
+// ReadFrom reads bytes of a block from one node's store, as [Data.ReadBlock].
+func (d *Data) ReadFrom(ctx context.Context, n dc.NodeID, id file.BlockID, off int64, dst []byte) (int, error) {
 	if n == d.c.Node() && d.cfg.Store != nil {
 		return d.cfg.Store.Read(id, off, dst)
 	}
@@ -330,17 +378,10 @@ func (d *Data) syncAt(ctx context.Context, n dc.NodeID) error {
 	})
 }
 
-// DeleteBlocks has a node delete blocks.
+// DeleteBlocks has a node delete blocks, those that should be there excepted: see data.Blocks.Delete.
 func (d *Data) DeleteBlocks(ctx context.Context, n dc.NodeID, ids []file.BlockID) error {
-	if n == d.c.Node() && d.cfg.Store != nil {
-		return d.cfg.Store.Delete(ids)
-	}
 	return d.c.OnNode(ctx, n, func(ctx context.Context, cc grpc.ClientConnInterface, h *dcpb.Header) error {
-		q := &dcpb.BlockDeleteRequest{Header: h}
-		for _, id := range ids {
-			q.Blocks = append(q.Blocks, id.Bytes())
-		}
-		_, err := dcpb.NewBlockClient(cc).Delete(ctx, q)
+		_, err := dcpb.NewBlockClient(cc).Delete(ctx, &dcpb.BlockDeleteRequest{Header: h, Blocks: blockBytes(ids)})
 		return err
 	})
 }

@@ -163,12 +163,10 @@ func locationMessage(l file.Location) *dcpb.DataLocation {
 	return m
 }
 
-// HeldBlocks tells which blocks of this node files reference.
-func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]bool, error) {
-	q := &dcpb.DataHeldRequest{}
-	for _, id := range ids {
-		q.Blocks = append(q.Blocks, id.Bytes())
-	}
+// HeldBlocks tells what the metadata know of blocks on this node.
+func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]file.Hold, error) {
+	q := &dcpb.DataHeldRequest{Blocks: blockBytes(ids)}
+	ctx = dc.WithPrincipal(ctx, dc.System(d.c.Node())) // whoever's order made this node ask
 	var out *dcpb.DataHeldReply
 	err := d.query(ctx, file.Root, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
 		q.Header = h
@@ -181,5 +179,14 @@ func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]bool, erro
 	if len(out.Held) != len(ids) {
 		return nil, dc.Errorf(dc.Internal, "held", "", "%d answers for %d blocks", len(out.Held), len(ids))
 	}
-	return out.Held, nil
+	holds := make([]file.Hold, len(ids))
+	for i, here := range out.Held {
+		switch {
+		case here:
+			holds[i] = file.Here
+		case len(out.Elsewhere) == len(ids) && out.Elsewhere[i]: // an earlier version does not tell
+			holds[i] = file.Elsewhere
+		}
+	}
+	return holds, nil
 }

@@ -24,16 +24,22 @@ const (
 // Blocks serves this node's block store to the other nodes.
 type Blocks struct {
 	dcpb.UnimplementedBlockServer
-	store *block.Store
-	puts  chan struct{}
+	store  *block.Store
+	puts   chan struct{}
+	opened time.Time
+	peers  Peers // nil until SetPeers
+	kept   kept
 }
 
 var _ dcpb.BlockServer = (*Blocks)(nil)
 
 // NewBlocks makes the block service of a store, which the caller closes after the node has stopped serving.
 func NewBlocks(store *block.Store) *Blocks {
-	return &Blocks{store: store, puts: make(chan struct{}, maxPuts)}
+	return &Blocks{store: store, puts: make(chan struct{}, maxPuts), opened: time.Now()}
 }
+
+// SetPeers says how the service reaches the others. It must be called before the service serves; without, it deletes what it is told to.
+func (b *Blocks) SetPeers(p Peers) { b.peers = p }
 
 // Register adds the service to a server.
 func (b *Blocks) Register(r grpc.ServiceRegistrar) { dcpb.RegisterBlockServer(r, b) }
@@ -95,17 +101,41 @@ func (b *Blocks) Read(_ context.Context, q *dcpb.BlockReadRequest) (*dcpb.BlockR
 	return &dcpb.BlockReadReply{Data: dst[:n]}, nil
 }
 
-// Delete deletes blocks.
-func (b *Blocks) Delete(_ context.Context, q *dcpb.BlockDeleteRequest) (*dcpb.BlockDeleteReply, error) {
+// Delete deletes blocks, as the data group's leader orders. The order may be late, so the leader of now is asked whether the blocks should be here.
+// dc.Busy if some of them were fetched a moment ago.
+func (b *Blocks) Delete(ctx context.Context, q *dcpb.BlockDeleteRequest) (*dcpb.BlockDeleteReply, error) {
 	ids := make([]file.BlockID, 0, len(q.Blocks))
 	for _, raw := range q.Blocks {
 		id, err := file.ParseBlockID(raw)
 		if err != nil {
 			return nil, err
 		}
-		ids = append(ids, id)
+		if _, here := b.store.Size(id); here {
+			ids = append(ids, id)
+		}
 	}
-	return &dcpb.BlockDeleteReply{}, b.store.Delete(ids)
+	if b.peers == nil || len(ids) == 0 {
+		return &dcpb.BlockDeleteReply{}, b.store.Delete(ids)
+	}
+	holds, err := b.peers.HeldBlocks(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	var gone []file.BlockID
+	for i, id := range ids {
+		if holds[i] != file.Here {
+			gone = append(gone, id)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, dc.Wrap(err, "block.delete", "")
+	}
+	want := len(gone)
+	n, err := b.kept.remove(gone, b.store.Delete)
+	if err == nil && n < want {
+		err = dc.Errorf(dc.Busy, "block.delete", "", "%d of %d blocks have just been fetched", want-n, want)
+	}
+	return &dcpb.BlockDeleteReply{}, err
 }
 
 // Sync makes every block put before durable.
@@ -116,39 +146,42 @@ func (b *Blocks) Sync(context.Context, *dcpb.BlockSyncRequest) (*dcpb.BlockSyncR
 // Space tells how much room the store has.
 func (b *Blocks) Space(context.Context, *dcpb.BlockSpaceRequest) (*dcpb.BlockSpaceReply, error) {
 	st := b.store.Stats()
-	return &dcpb.BlockSpaceReply{Free: st.Free, Total: st.Total, Blocks: int64(st.Blocks)}, nil
+	return &dcpb.BlockSpaceReply{Free: st.Free, Total: st.Total, Blocks: int64(st.Blocks), Used: st.Bytes}, nil
 }
 
-// Holder tells which of this node's blocks are referenced. client.Data is one.
+// Holder tells what the metadata know of this node's blocks. client.Data is one.
 type Holder interface {
-	HeldBlocks(ctx context.Context, ids []file.BlockID) ([]bool, error)
+	HeldBlocks(ctx context.Context, ids []file.BlockID) ([]file.Hold, error)
 }
 
-// CollectOrphans goes through the store once and deletes the blocks that are older than age and referenced by no file, or by one that does
-// not count on this node: what a writer that died left, and what a deletion missed while this node was away. No answer means no
+// CollectOrphans goes through the store once and deletes the blocks that are older than age and referenced by no file (what a writer that died
+// left), and surplus copies of whatever age (what a deletion missed while this node was away, or was placed elsewhere meanwhile). No answer means no
 // deletion. It returns how many it deleted. Run it every hour or so, with file.OrphanAge.
 func (b *Blocks) CollectOrphans(ctx context.Context, h Holder, age time.Duration) (int, error) {
 	deleted := 0
 	var page []file.BlockID
 	settle := func() error {
-		held, err := h.HeldBlocks(ctx, page)
+		holds, err := h.HeldBlocks(ctx, page)
 		if err != nil {
 			return err
 		}
 		var gone []file.BlockID
 		for i, id := range page {
-			if !held[i] {
+			if holds[i] == file.Here {
+				continue
+			}
+			_, put, ok := b.store.Info(id)
+			surplus := holds[i] == file.Elsewhere && time.Since(b.opened) > file.KeepFetched // what was fetched before is not known
+			if surplus || ok && time.Since(put) >= age {
 				gone = append(gone, id)
 			}
 		}
 		page = page[:0]
-		deleted += len(gone)
-		return b.store.Delete(gone)
+		n, err := b.kept.remove(gone, b.store.Delete)
+		deleted += n
+		return err
 	}
 	for _, id := range b.store.Blocks() {
-		if _, put, ok := b.store.Info(id); !ok || time.Since(put) < age {
-			continue
-		}
 		if page = append(page, id); len(page) < collectPage {
 			continue
 		}

@@ -2,6 +2,7 @@ package data
 
 import (
 	"context"
+	"slices"
 
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
@@ -104,7 +105,11 @@ func (s *Service) Commit(ctx context.Context, q *dcpb.DataCommitRequest) (*dcpb.
 	for _, p := range q.Pieces {
 		c.Pieces = append(c.Pieces, &command.DataPiece{Off: p.Off, Len: p.Len, Block: p.Block, BlockOff: p.BlockOff})
 	}
-	return s.change(ctx, "write", q.Header, q.Mtime, &command.DataCommand{Op: &command.DataCommand_Commit{Commit: c}})
+	out, err := s.change(ctx, "write", q.Header, q.Mtime, &command.DataCommand{Op: &command.DataCommand_Commit{Commit: c}})
+	if err == nil {
+		s.thin(dc.GroupID(q.Header.GetGroup()), q.Blocks...)
+	}
+	return out, err
 }
 
 // Append adds data at the end of a file.
@@ -113,7 +118,11 @@ func (s *Service) Append(ctx context.Context, q *dcpb.DataAppendRequest) (*dcpb.
 	if b := q.Block; b != nil {
 		c.Block = &command.DataLocation{Block: b.Block, Size: b.Size, Nodes: b.Nodes}
 	}
-	return s.change(ctx, "append", q.Header, q.Mtime, &command.DataCommand{Op: &command.DataCommand_Append{Append: c}})
+	out, err := s.change(ctx, "append", q.Header, q.Mtime, &command.DataCommand{Op: &command.DataCommand_Append{Append: c}})
+	if err == nil && q.Block != nil {
+		s.thin(dc.GroupID(q.Header.GetGroup()), q.Block)
+	}
+	return out, err
 }
 
 // Report notes what a session has open.
@@ -138,7 +147,9 @@ func (s *Service) Held(ctx context.Context, q *dcpb.DataHeldRequest) (*dcpb.Data
 			if err != nil {
 				return err
 			}
-			out.Held = append(out.Held, data.HeldAt(rd, 0, id, node))
+			h, ok := data.Held(rd, 0, id)
+			here := ok && slices.Contains(h.Nodes, node)
+			out.Held, out.Elsewhere = append(out.Held, here), append(out.Elsewhere, ok && !here)
 		}
 		return nil
 	})

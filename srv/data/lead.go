@@ -3,6 +3,7 @@ package data
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,12 +30,19 @@ type term struct {
 	// cheap, as it passes over the remains of all that was purged lately.
 	swept uint64
 	quiet map[dc.NodeID]time.Time // nodes that did not answer, left alone until then
+	care  *care                   // nil: nobody cares for blocks
 }
 
 // lead purges orphans and has garbage deleted while this node leads the group.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}}
 	t.applied.Store(1) // what earlier leaders left
+	if s.cfg.Care.Stores != nil && s.cfg.Care.Members != nil {
+		t.care = newCare(s.cfg.Care, r, s.cfg.Log)
+		var caring sync.WaitGroup
+		caring.Go(func() { t.care.run(ctx) })
+		defer caring.Wait()
+	}
 	s.setTerm(r.Group(), t)
 	defer s.setTerm(r.Group(), nil)
 	purgeFrom := time.Now().Add(s.cfg.Grace)
@@ -153,7 +161,7 @@ func (s *Service) collect(ctx context.Context, r replica.Replica, t *term) (clea
 			clean = false
 			continue
 		}
-		if err := s.collectAt(ctx, r, n); err != nil {
+		if err := s.collectAt(ctx, r, n, t.care != nil && t.care.hasRemoved(n)); err != nil {
 			clean = false
 			t.quiet[n] = time.Now().Add(deleteBackoff)
 			errs = append(errs, err)
@@ -162,7 +170,8 @@ func (s *Service) collect(ctx context.Context, r replica.Replica, t *term) (clea
 	return clean, errors.Join(errs...)
 }
 
-func (s *Service) collectAt(ctx context.Context, r replica.Replica, n dc.NodeID) error {
+// collectAt has one node delete its garbage. What is on a removed node is only forgotten.
+func (s *Service) collectAt(ctx context.Context, r replica.Replica, n dc.NodeID, removed bool) error {
 	for ctx.Err() == nil {
 		var ids []file.BlockID
 		if err := r.Local(func(rd storage.Reader) error { ids = data.Garbage(rd, 0, n, sweepPage); return nil }); err != nil {
@@ -171,11 +180,13 @@ func (s *Service) collectAt(ctx context.Context, r replica.Replica, n dc.NodeID)
 		if len(ids) == 0 {
 			return nil
 		}
-		attempt, cancel := context.WithTimeout(ctx, deleteTimeout)
-		err := s.cfg.Deleter.DeleteBlocks(attempt, n, ids)
-		cancel()
-		if err != nil && !errors.Is(err, dc.NotFound) { // NotFound: the node is no longer a member, nor are its blocks
-			return err
+		if !removed {
+			attempt, cancel := context.WithTimeout(ctx, deleteTimeout)
+			err := s.cfg.Deleter.DeleteBlocks(attempt, n, ids)
+			cancel()
+			if err != nil && !errors.Is(err, dc.NotFound) { // NotFound: the node is no longer a member, nor are its blocks
+				return err
+			}
 		}
 		forget := &command.DataForget{}
 		for _, id := range ids {

@@ -30,6 +30,7 @@ type Config struct {
 	Deleter  Deleter
 	// Grace is how long a new leader purges nothing, and how long a silent session keeps its files open. Default file.OpenGrace.
 	Grace time.Duration
+	Care  CareConfig
 	Log   *slog.Logger // default: discard
 }
 
@@ -61,6 +62,9 @@ func (s *Service) SetReplicas(r replica.Replicas) { s.cfg.Replicas = r }
 
 // SetDeleter says how nodes are told to delete blocks; see [Service.SetReplicas].
 func (s *Service) SetDeleter(d Deleter) { s.cfg.Deleter = d }
+
+// SetCare says how blocks are cared for; see [Service.SetReplicas].
+func (s *Service) SetCare(c CareConfig) { s.cfg.Care = c }
 
 // Kind says how a node runs data groups.
 func (s *Service) Kind() replica.Kind {
@@ -130,7 +134,7 @@ func (s *Service) change(ctx context.Context, op string, h *dcpb.Header, now int
 // frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
 func frees(c *command.DataCommand) bool {
 	switch op := c.Op.(type) {
-	case *command.DataCommand_Unlink, *command.DataCommand_RemoveXattr, *command.DataCommand_Purge, *command.DataCommand_Forget:
+	case *command.DataCommand_Unlink, *command.DataCommand_RemoveXattr, *command.DataCommand_Purge, *command.DataCommand_Forget, *command.DataCommand_Relocate:
 		return true
 	case *command.DataCommand_SetAttr:
 		return op.SetAttr.Size != nil && *op.SetAttr.Size == 0

@@ -176,6 +176,7 @@ type AdminNode struct {
 	Leaders       uint32                 `protobuf:"varint,13,opt,name=leaders,proto3" json:"leaders,omitempty"`   // groups that it leads
 	Blocks        uint64                 `protobuf:"varint,14,opt,name=blocks,proto3" json:"blocks,omitempty"`     // of /dc/data that it stores
 	Waits         []string               `protobuf:"bytes,15,rep,name=waits,proto3" json:"waits,omitempty"`        // why a drain is not done: one text a group
+	Dead          bool                   `protobuf:"varint,16,opt,name=dead,proto3" json:"dead,omitempty"`         // silent for longer than the grace: what it holds is placed elsewhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -313,6 +314,13 @@ func (x *AdminNode) GetWaits() []string {
 		return x.Waits
 	}
 	return nil
+}
+
+func (x *AdminNode) GetDead() bool {
+	if x != nil {
+		return x.Dead
+	}
+	return false
 }
 
 type AdminGroup struct {
@@ -1236,11 +1244,183 @@ func (*AdminMoveGroupReply) Descriptor() ([]byte, []int) {
 	return file_admin_proto_rawDescGZIP(), []int{16}
 }
 
+type AdminDataStatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminDataStatusRequest) Reset() {
+	*x = AdminDataStatusRequest{}
+	mi := &file_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminDataStatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminDataStatusRequest) ProtoMessage() {}
+
+func (x *AdminDataStatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminDataStatusRequest.ProtoReflect.Descriptor instead.
+func (*AdminDataStatusRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AdminDataStatusRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+type AdminDataCheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Read          bool                   `protobuf:"varint,2,opt,name=read,proto3" json:"read,omitempty"` // have the nodes read all blocks
+	Repair        bool                   `protobuf:"varint,3,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminDataCheckRequest) Reset() {
+	*x = AdminDataCheckRequest{}
+	mi := &file_admin_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminDataCheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminDataCheckRequest) ProtoMessage() {}
+
+func (x *AdminDataCheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminDataCheckRequest.ProtoReflect.Descriptor instead.
+func (*AdminDataCheckRequest) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AdminDataCheckRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *AdminDataCheckRequest) GetRead() bool {
+	if x != nil {
+		return x.Read
+	}
+	return false
+}
+
+func (x *AdminDataCheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type AdminDataCheckReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Part          string                 `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`        // inodes, blocks, node NAME
+	Checked       uint64                 `protobuf:"varint,2,opt,name=checked,proto3" json:"checked,omitempty"` // of the part, so far
+	Done          bool                   `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`       // with the part
+	Findings      []*DataFinding         `protobuf:"bytes,4,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminDataCheckReply) Reset() {
+	*x = AdminDataCheckReply{}
+	mi := &file_admin_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminDataCheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminDataCheckReply) ProtoMessage() {}
+
+func (x *AdminDataCheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminDataCheckReply.ProtoReflect.Descriptor instead.
+func (*AdminDataCheckReply) Descriptor() ([]byte, []int) {
+	return file_admin_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *AdminDataCheckReply) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *AdminDataCheckReply) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *AdminDataCheckReply) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *AdminDataCheckReply) GetFindings() []*DataFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
 var File_admin_proto protoreflect.FileDescriptor
 
 const file_admin_proto_rawDesc = "" +
 	"\n" +
-	"\vadmin.proto\x12\x05dc.v1\x1a\trpc.proto\";\n" +
+	"\vadmin.proto\x12\x05dc.v1\x1a\x12data_service.proto\x1a\trpc.proto\";\n" +
 	"\x12AdminStatusRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"\xd9\x01\n" +
 	"\x10AdminStatusReply\x12\x18\n" +
@@ -1250,7 +1430,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x05mount\x18\x04 \x01(\tR\x05mount\x12\x14\n" +
 	"\x05stale\x18\x05 \x01(\bR\x05stale\x12&\n" +
 	"\x05nodes\x18\x06 \x03(\v2\x10.dc.v1.AdminNodeR\x05nodes\x12)\n" +
-	"\x06groups\x18\a \x03(\v2\x11.dc.v1.AdminGroupR\x06groups\"\xe1\x03\n" +
+	"\x06groups\x18\a \x03(\v2\x11.dc.v1.AdminGroupR\x06groups\"\xf5\x03\n" +
 	"\tAdminNode\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1269,7 +1449,8 @@ const file_admin_proto_rawDesc = "" +
 	"\breplicas\x18\f \x01(\rR\breplicas\x12\x18\n" +
 	"\aleaders\x18\r \x01(\rR\aleaders\x12\x16\n" +
 	"\x06blocks\x18\x0e \x01(\x04R\x06blocks\x12\x14\n" +
-	"\x05waits\x18\x0f \x03(\tR\x05waits\x1a9\n" +
+	"\x05waits\x18\x0f \x03(\tR\x05waits\x12\x12\n" +
+	"\x04dead\x18\x10 \x01(\bR\x04dead\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x02\n" +
@@ -1342,14 +1523,28 @@ const file_admin_proto_rawDesc = "" +
 	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x1c\n" +
 	"\tautomatic\x18\x06 \x01(\bR\tautomatic\x12\x14\n" +
 	"\x05force\x18\a \x01(\bR\x05force\"\x15\n" +
-	"\x13AdminMoveGroupReply2\x90\x03\n" +
+	"\x13AdminMoveGroupReply\"?\n" +
+	"\x16AdminDataStatusRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"j\n" +
+	"\x15AdminDataCheckRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
+	"\x04read\x18\x02 \x01(\bR\x04read\x12\x16\n" +
+	"\x06repair\x18\x03 \x01(\bR\x06repair\"\x87\x01\n" +
+	"\x13AdminDataCheckReply\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\tR\x04part\x12\x18\n" +
+	"\achecked\x18\x02 \x01(\x04R\achecked\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\bR\x04done\x12.\n" +
+	"\bfindings\x18\x04 \x03(\v2\x12.dc.v1.DataFindingR\bfindings2\x9c\x04\n" +
 	"\x05Admin\x12<\n" +
 	"\x06Status\x12\x19.dc.v1.AdminStatusRequest\x1a\x17.dc.v1.AdminStatusReply\x129\n" +
 	"\x05Token\x12\x18.dc.v1.AdminTokenRequest\x1a\x16.dc.v1.AdminTokenReply\x129\n" +
 	"\x05Drain\x12\x18.dc.v1.AdminDrainRequest\x1a\x16.dc.v1.AdminDrainReply\x12E\n" +
 	"\tMoveGroup\x12\x1c.dc.v1.AdminMoveGroupRequest\x1a\x1a.dc.v1.AdminMoveGroupReply\x12N\n" +
 	"\fCompareGroup\x12\x1f.dc.v1.AdminCompareGroupRequest\x1a\x1d.dc.v1.AdminCompareGroupReply\x12<\n" +
-	"\x06Remove\x12\x19.dc.v1.AdminRemoveRequest\x1a\x17.dc.v1.AdminRemoveReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
+	"\x06Remove\x12\x19.dc.v1.AdminRemoveRequest\x1a\x17.dc.v1.AdminRemoveReply\x12A\n" +
+	"\n" +
+	"DataStatus\x12\x1d.dc.v1.AdminDataStatusRequest\x1a\x14.dc.v1.DataCareReply\x12G\n" +
+	"\tDataCheck\x12\x1c.dc.v1.AdminDataCheckRequest\x1a\x1a.dc.v1.AdminDataCheckReply0\x01B\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
 var (
 	file_admin_proto_rawDescOnce sync.Once
@@ -1363,7 +1558,7 @@ func file_admin_proto_rawDescGZIP() []byte {
 	return file_admin_proto_rawDescData
 }
 
-var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_admin_proto_goTypes = []any{
 	(*AdminStatusRequest)(nil),       // 0: dc.v1.AdminStatusRequest
 	(*AdminStatusReply)(nil),         // 1: dc.v1.AdminStatusReply
@@ -1382,39 +1577,51 @@ var file_admin_proto_goTypes = []any{
 	(*AdminRemoveReply)(nil),         // 14: dc.v1.AdminRemoveReply
 	(*AdminMoveGroupRequest)(nil),    // 15: dc.v1.AdminMoveGroupRequest
 	(*AdminMoveGroupReply)(nil),      // 16: dc.v1.AdminMoveGroupReply
-	nil,                              // 17: dc.v1.AdminNode.LabelsEntry
-	(*Header)(nil),                   // 18: dc.v1.Header
+	(*AdminDataStatusRequest)(nil),   // 17: dc.v1.AdminDataStatusRequest
+	(*AdminDataCheckRequest)(nil),    // 18: dc.v1.AdminDataCheckRequest
+	(*AdminDataCheckReply)(nil),      // 19: dc.v1.AdminDataCheckReply
+	nil,                              // 20: dc.v1.AdminNode.LabelsEntry
+	(*Header)(nil),                   // 21: dc.v1.Header
+	(*DataFinding)(nil),              // 22: dc.v1.DataFinding
+	(*DataCareReply)(nil),            // 23: dc.v1.DataCareReply
 }
 var file_admin_proto_depIdxs = []int32{
-	18, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
+	21, // 0: dc.v1.AdminStatusRequest.header:type_name -> dc.v1.Header
 	2,  // 1: dc.v1.AdminStatusReply.nodes:type_name -> dc.v1.AdminNode
 	3,  // 2: dc.v1.AdminStatusReply.groups:type_name -> dc.v1.AdminGroup
-	17, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
+	20, // 3: dc.v1.AdminNode.labels:type_name -> dc.v1.AdminNode.LabelsEntry
 	4,  // 4: dc.v1.AdminGroup.replicas:type_name -> dc.v1.AdminReplica
 	5,  // 5: dc.v1.AdminReplica.receiving:type_name -> dc.v1.Receiving
-	18, // 6: dc.v1.AdminCompareGroupRequest.header:type_name -> dc.v1.Header
+	21, // 6: dc.v1.AdminCompareGroupRequest.header:type_name -> dc.v1.Header
 	8,  // 7: dc.v1.AdminCompareGroupReply.replicas:type_name -> dc.v1.AdminComparedReplica
-	18, // 8: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
-	18, // 9: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
-	18, // 10: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
-	18, // 11: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
-	0,  // 12: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
-	9,  // 13: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
-	11, // 14: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
-	15, // 15: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
-	6,  // 16: dc.v1.Admin.CompareGroup:input_type -> dc.v1.AdminCompareGroupRequest
-	13, // 17: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
-	1,  // 18: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
-	10, // 19: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
-	12, // 20: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
-	16, // 21: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
-	7,  // 22: dc.v1.Admin.CompareGroup:output_type -> dc.v1.AdminCompareGroupReply
-	14, // 23: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
-	18, // [18:24] is the sub-list for method output_type
-	12, // [12:18] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	21, // 8: dc.v1.AdminTokenRequest.header:type_name -> dc.v1.Header
+	21, // 9: dc.v1.AdminDrainRequest.header:type_name -> dc.v1.Header
+	21, // 10: dc.v1.AdminRemoveRequest.header:type_name -> dc.v1.Header
+	21, // 11: dc.v1.AdminMoveGroupRequest.header:type_name -> dc.v1.Header
+	21, // 12: dc.v1.AdminDataStatusRequest.header:type_name -> dc.v1.Header
+	21, // 13: dc.v1.AdminDataCheckRequest.header:type_name -> dc.v1.Header
+	22, // 14: dc.v1.AdminDataCheckReply.findings:type_name -> dc.v1.DataFinding
+	0,  // 15: dc.v1.Admin.Status:input_type -> dc.v1.AdminStatusRequest
+	9,  // 16: dc.v1.Admin.Token:input_type -> dc.v1.AdminTokenRequest
+	11, // 17: dc.v1.Admin.Drain:input_type -> dc.v1.AdminDrainRequest
+	15, // 18: dc.v1.Admin.MoveGroup:input_type -> dc.v1.AdminMoveGroupRequest
+	6,  // 19: dc.v1.Admin.CompareGroup:input_type -> dc.v1.AdminCompareGroupRequest
+	13, // 20: dc.v1.Admin.Remove:input_type -> dc.v1.AdminRemoveRequest
+	17, // 21: dc.v1.Admin.DataStatus:input_type -> dc.v1.AdminDataStatusRequest
+	18, // 22: dc.v1.Admin.DataCheck:input_type -> dc.v1.AdminDataCheckRequest
+	1,  // 23: dc.v1.Admin.Status:output_type -> dc.v1.AdminStatusReply
+	10, // 24: dc.v1.Admin.Token:output_type -> dc.v1.AdminTokenReply
+	12, // 25: dc.v1.Admin.Drain:output_type -> dc.v1.AdminDrainReply
+	16, // 26: dc.v1.Admin.MoveGroup:output_type -> dc.v1.AdminMoveGroupReply
+	7,  // 27: dc.v1.Admin.CompareGroup:output_type -> dc.v1.AdminCompareGroupReply
+	14, // 28: dc.v1.Admin.Remove:output_type -> dc.v1.AdminRemoveReply
+	23, // 29: dc.v1.Admin.DataStatus:output_type -> dc.v1.DataCareReply
+	19, // 30: dc.v1.Admin.DataCheck:output_type -> dc.v1.AdminDataCheckReply
+	23, // [23:31] is the sub-list for method output_type
+	15, // [15:23] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_admin_proto_init() }
@@ -1422,6 +1629,7 @@ func file_admin_proto_init() {
 	if File_admin_proto != nil {
 		return
 	}
+	file_data_service_proto_init()
 	file_rpc_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1429,7 +1637,7 @@ func file_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_proto_rawDesc), len(file_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

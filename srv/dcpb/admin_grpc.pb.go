@@ -27,6 +27,8 @@ const (
 	Admin_MoveGroup_FullMethodName    = "/dc.v1.Admin/MoveGroup"
 	Admin_CompareGroup_FullMethodName = "/dc.v1.Admin/CompareGroup"
 	Admin_Remove_FullMethodName       = "/dc.v1.Admin/Remove"
+	Admin_DataStatus_FullMethodName   = "/dc.v1.Admin/DataStatus"
+	Admin_DataCheck_FullMethodName    = "/dc.v1.Admin/DataCheck"
 )
 
 // AdminClient is the client API for Admin service.
@@ -45,6 +47,10 @@ type AdminClient interface {
 	CompareGroup(ctx context.Context, in *AdminCompareGroupRequest, opts ...grpc.CallOption) (*AdminCompareGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(ctx context.Context, in *AdminRemoveRequest, opts ...grpc.CallOption) (*AdminRemoveReply, error)
+	// DataStatus tells how the blocks of files are.
+	DataStatus(ctx context.Context, in *AdminDataStatusRequest, opts ...grpc.CallOption) (*DataCareReply, error)
+	// DataCheck checks files and blocks, and tells what it finds as it goes.
+	DataCheck(ctx context.Context, in *AdminDataCheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AdminDataCheckReply], error)
 }
 
 type adminClient struct {
@@ -115,6 +121,35 @@ func (c *adminClient) Remove(ctx context.Context, in *AdminRemoveRequest, opts .
 	return out, nil
 }
 
+func (c *adminClient) DataStatus(ctx context.Context, in *AdminDataStatusRequest, opts ...grpc.CallOption) (*DataCareReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataCareReply)
+	err := c.cc.Invoke(ctx, Admin_DataStatus_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminClient) DataCheck(ctx context.Context, in *AdminDataCheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AdminDataCheckReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Admin_ServiceDesc.Streams[0], Admin_DataCheck_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[AdminDataCheckRequest, AdminDataCheckReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_DataCheckClient = grpc.ServerStreamingClient[AdminDataCheckReply]
+
 // AdminServer is the server API for Admin service.
 // All implementations must embed UnimplementedAdminServer
 // for forward compatibility.
@@ -131,6 +166,10 @@ type AdminServer interface {
 	CompareGroup(context.Context, *AdminCompareGroupRequest) (*AdminCompareGroupReply, error)
 	// Remove takes a node out of the cluster for ever.
 	Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error)
+	// DataStatus tells how the blocks of files are.
+	DataStatus(context.Context, *AdminDataStatusRequest) (*DataCareReply, error)
+	// DataCheck checks files and blocks, and tells what it finds as it goes.
+	DataCheck(*AdminDataCheckRequest, grpc.ServerStreamingServer[AdminDataCheckReply]) error
 	mustEmbedUnimplementedAdminServer()
 }
 
@@ -158,6 +197,12 @@ func (UnimplementedAdminServer) CompareGroup(context.Context, *AdminCompareGroup
 }
 func (UnimplementedAdminServer) Remove(context.Context, *AdminRemoveRequest) (*AdminRemoveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
+}
+func (UnimplementedAdminServer) DataStatus(context.Context, *AdminDataStatusRequest) (*DataCareReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method DataStatus not implemented")
+}
+func (UnimplementedAdminServer) DataCheck(*AdminDataCheckRequest, grpc.ServerStreamingServer[AdminDataCheckReply]) error {
+	return status.Error(codes.Unimplemented, "method DataCheck not implemented")
 }
 func (UnimplementedAdminServer) mustEmbedUnimplementedAdminServer() {}
 func (UnimplementedAdminServer) testEmbeddedByValue()               {}
@@ -288,6 +333,35 @@ func _Admin_Remove_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_DataStatus_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AdminDataStatusRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).DataStatus(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_DataStatus_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).DataStatus(ctx, req.(*AdminDataStatusRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Admin_DataCheck_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(AdminDataCheckRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServer).DataCheck(m, &grpc.GenericServerStream[AdminDataCheckRequest, AdminDataCheckReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Admin_DataCheckServer = grpc.ServerStreamingServer[AdminDataCheckReply]
+
 // Admin_ServiceDesc is the grpc.ServiceDesc for Admin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -319,7 +393,17 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Remove",
 			Handler:    _Admin_Remove_Handler,
 		},
+		{
+			MethodName: "DataStatus",
+			Handler:    _Admin_DataStatus_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "DataCheck",
+			Handler:       _Admin_DataCheck_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "admin.proto",
 }

@@ -2180,6 +2180,7 @@ func (x *DataHeldRequest) GetBlocks() [][]byte {
 type DataHeldReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Held          []bool                 `protobuf:"varint,1,rep,packed,name=held,proto3" json:"held,omitempty"`
+	Elsewhere     []bool                 `protobuf:"varint,2,rep,packed,name=elsewhere,proto3" json:"elsewhere,omitempty"` // not held on the node, but referenced: the copy is surplus
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2221,6 +2222,881 @@ func (x *DataHeldReply) GetHeld() []bool {
 	return nil
 }
 
+func (x *DataHeldReply) GetElsewhere() []bool {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return nil
+}
+
+type DataLocateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Blocks        [][]byte               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLocateRequest) Reset() {
+	*x = DataLocateRequest{}
+	mi := &file_data_service_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLocateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLocateRequest) ProtoMessage() {}
+
+func (x *DataLocateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLocateRequest.ProtoReflect.Descriptor instead.
+func (*DataLocateRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *DataLocateRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataLocateRequest) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type DataLocateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Places        []*DataPlace           `protobuf:"bytes,1,rep,name=places,proto3" json:"places,omitempty"` // one a block; without nodes: no file references it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLocateReply) Reset() {
+	*x = DataLocateReply{}
+	mi := &file_data_service_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLocateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLocateReply) ProtoMessage() {}
+
+func (x *DataLocateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLocateReply.ProtoReflect.Descriptor instead.
+func (*DataLocateReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DataLocateReply) GetPlaces() []*DataPlace {
+	if x != nil {
+		return x.Places
+	}
+	return nil
+}
+
+type DataPlace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nodes         []uint64               `protobuf:"varint,1,rep,packed,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataPlace) Reset() {
+	*x = DataPlace{}
+	mi := &file_data_service_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataPlace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataPlace) ProtoMessage() {}
+
+func (x *DataPlace) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataPlace.ProtoReflect.Descriptor instead.
+func (*DataPlace) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *DataPlace) GetNodes() []uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type DataBadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Bad           []*DataBad             `protobuf:"bytes,2,rep,name=bad,proto3" json:"bad,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataBadRequest) Reset() {
+	*x = DataBadRequest{}
+	mi := &file_data_service_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataBadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataBadRequest) ProtoMessage() {}
+
+func (x *DataBadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataBadRequest.ProtoReflect.Descriptor instead.
+func (*DataBadRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *DataBadRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataBadRequest) GetBad() []*DataBad {
+	if x != nil {
+		return x.Bad
+	}
+	return nil
+}
+
+type DataBad struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Block         []byte                 `protobuf:"bytes,1,opt,name=block,proto3" json:"block,omitempty"`
+	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataBad) Reset() {
+	*x = DataBad{}
+	mi := &file_data_service_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataBad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataBad) ProtoMessage() {}
+
+func (x *DataBad) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataBad.ProtoReflect.Descriptor instead.
+func (*DataBad) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DataBad) GetBlock() []byte {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *DataBad) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+type DataBadReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataBadReply) Reset() {
+	*x = DataBadReply{}
+	mi := &file_data_service_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataBadReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataBadReply) ProtoMessage() {}
+
+func (x *DataBadReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataBadReply.ProtoReflect.Descriptor instead.
+func (*DataBadReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{36}
+}
+
+type DataCareRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCareRequest) Reset() {
+	*x = DataCareRequest{}
+	mi := &file_data_service_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCareRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCareRequest) ProtoMessage() {}
+
+func (x *DataCareRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCareRequest.ProtoReflect.Descriptor instead.
+func (*DataCareRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DataCareRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+type DataCareReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        uint64                 `protobuf:"varint,1,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`   // of one copy of each
+	Copies        []*DataCopies          `protobuf:"bytes,3,rep,name=copies,proto3" json:"copies,omitempty"`  // how many blocks have how many good copies, fewest first
+	Lost          uint64                 `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`     // blocks without a copy on a node that is up
+	Queued        uint64                 `protobuf:"varint,5,opt,name=queued,proto3" json:"queued,omitempty"` // copies to be made or moved
+	QueuedBytes   uint64                 `protobuf:"varint,6,opt,name=queued_bytes,json=queuedBytes,proto3" json:"queued_bytes,omitempty"`
+	Moving        uint64                 `protobuf:"varint,7,opt,name=moving,proto3" json:"moving,omitempty"`                        // of those, under way
+	Rate          float64                `protobuf:"fixed64,8,opt,name=rate,proto3" json:"rate,omitempty"`                           // bytes a second, lately
+	CountedMs     int64                  `protobuf:"varint,9,opt,name=counted_ms,json=countedMs,proto3" json:"counted_ms,omitempty"` // when the blocks were counted, Unix milliseconds; 0: not yet by this leader
+	Done          uint64                 `protobuf:"varint,10,opt,name=done,proto3" json:"done,omitempty"`                           // copies made or moved by this leader
+	DoneBytes     uint64                 `protobuf:"varint,11,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	Failed        uint64                 `protobuf:"varint,12,opt,name=failed,proto3" json:"failed,omitempty"` // attempts that failed
+	Doing         string                 `protobuf:"bytes,13,opt,name=doing,proto3" json:"doing,omitempty"`    // counting, repairing, draining, balancing; empty: nothing
+	Stores        []*DataStore           `protobuf:"bytes,14,rep,name=stores,proto3" json:"stores,omitempty"`
+	Leader        uint64                 `protobuf:"varint,15,opt,name=leader,proto3" json:"leader,omitempty"`
+	Short         uint64                 `protobuf:"varint,16,opt,name=short,proto3" json:"short,omitempty"` // blocks with fewer copies than they should have, and no node to take one
+	LastError     string                 `protobuf:"bytes,17,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
+	LostBlocks    []string               `protobuf:"bytes,18,rep,name=lost_blocks,json=lostBlocks,proto3" json:"lost_blocks,omitempty"` // some of them
+	Wanted        uint64                 `protobuf:"varint,19,opt,name=wanted,proto3" json:"wanted,omitempty"`                          // copies that a block should have
+	RateLimit     int64                  `protobuf:"varint,20,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCareReply) Reset() {
+	*x = DataCareReply{}
+	mi := &file_data_service_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCareReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCareReply) ProtoMessage() {}
+
+func (x *DataCareReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCareReply.ProtoReflect.Descriptor instead.
+func (*DataCareReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DataCareReply) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetCopies() []*DataCopies {
+	if x != nil {
+		return x.Copies
+	}
+	return nil
+}
+
+func (x *DataCareReply) GetLost() uint64 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetQueued() uint64 {
+	if x != nil {
+		return x.Queued
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetQueuedBytes() uint64 {
+	if x != nil {
+		return x.QueuedBytes
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetMoving() uint64 {
+	if x != nil {
+		return x.Moving
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetRate() float64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetCountedMs() int64 {
+	if x != nil {
+		return x.CountedMs
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetDone() uint64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetFailed() uint64 {
+	if x != nil {
+		return x.Failed
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetDoing() string {
+	if x != nil {
+		return x.Doing
+	}
+	return ""
+}
+
+func (x *DataCareReply) GetStores() []*DataStore {
+	if x != nil {
+		return x.Stores
+	}
+	return nil
+}
+
+func (x *DataCareReply) GetLeader() uint64 {
+	if x != nil {
+		return x.Leader
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetShort() uint64 {
+	if x != nil {
+		return x.Short
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetLastError() string {
+	if x != nil {
+		return x.LastError
+	}
+	return ""
+}
+
+func (x *DataCareReply) GetLostBlocks() []string {
+	if x != nil {
+		return x.LostBlocks
+	}
+	return nil
+}
+
+func (x *DataCareReply) GetWanted() uint64 {
+	if x != nil {
+		return x.Wanted
+	}
+	return 0
+}
+
+func (x *DataCareReply) GetRateLimit() int64 {
+	if x != nil {
+		return x.RateLimit
+	}
+	return 0
+}
+
+type DataCopies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Copies        uint32                 `protobuf:"varint,1,opt,name=copies,proto3" json:"copies,omitempty"`
+	Blocks        uint64                 `protobuf:"varint,2,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCopies) Reset() {
+	*x = DataCopies{}
+	mi := &file_data_service_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCopies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCopies) ProtoMessage() {}
+
+func (x *DataCopies) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCopies.ProtoReflect.Descriptor instead.
+func (*DataCopies) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *DataCopies) GetCopies() uint32 {
+	if x != nil {
+		return x.Copies
+	}
+	return 0
+}
+
+func (x *DataCopies) GetBlocks() uint64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+type DataStore struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint64                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // up, down, dead, draining
+	Used          int64                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
+	Free          int64                  `protobuf:"varint,5,opt,name=free,proto3" json:"free,omitempty"`
+	Blocks        int64                  `protobuf:"varint,6,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Known         bool                   `protobuf:"varint,7,opt,name=known,proto3" json:"known,omitempty"` // the node has answered
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataStore) Reset() {
+	*x = DataStore{}
+	mi := &file_data_service_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataStore) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataStore) ProtoMessage() {}
+
+func (x *DataStore) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataStore.ProtoReflect.Descriptor instead.
+func (*DataStore) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *DataStore) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *DataStore) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DataStore) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *DataStore) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *DataStore) GetFree() int64 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *DataStore) GetBlocks() int64 {
+	if x != nil {
+		return x.Blocks
+	}
+	return 0
+}
+
+func (x *DataStore) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+type DataCheckRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Part          string                 `protobuf:"bytes,2,opt,name=part,proto3" json:"part,omitempty"`  // inodes, blocks
+	From          []byte                 `protobuf:"bytes,3,opt,name=from,proto3" json:"from,omitempty"`  // where the last answer ended
+	Read          bool                   `protobuf:"varint,4,opt,name=read,proto3" json:"read,omitempty"` // have the nodes read the blocks
+	Repair        bool                   `protobuf:"varint,5,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCheckRequest) Reset() {
+	*x = DataCheckRequest{}
+	mi := &file_data_service_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCheckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCheckRequest) ProtoMessage() {}
+
+func (x *DataCheckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCheckRequest.ProtoReflect.Descriptor instead.
+func (*DataCheckRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *DataCheckRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataCheckRequest) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *DataCheckRequest) GetFrom() []byte {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *DataCheckRequest) GetRead() bool {
+	if x != nil {
+		return x.Read
+	}
+	return false
+}
+
+func (x *DataCheckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type DataCheckReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Next          []byte                 `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"` // empty: the part is done
+	Checked       uint64                 `protobuf:"varint,2,opt,name=checked,proto3" json:"checked,omitempty"`
+	Findings      []*DataFinding         `protobuf:"bytes,3,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCheckReply) Reset() {
+	*x = DataCheckReply{}
+	mi := &file_data_service_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCheckReply) ProtoMessage() {}
+
+func (x *DataCheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCheckReply.ProtoReflect.Descriptor instead.
+func (*DataCheckReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *DataCheckReply) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *DataCheckReply) GetChecked() uint64 {
+	if x != nil {
+		return x.Checked
+	}
+	return 0
+}
+
+func (x *DataCheckReply) GetFindings() []*DataFinding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+type DataFinding struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // missing, corrupt, unknown, few, surplus, orphan, entry, links, extents, references
+	Where         string                 `protobuf:"bytes,2,opt,name=where,proto3" json:"where,omitempty"`
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	Mended        bool                   `protobuf:"varint,4,opt,name=mended,proto3" json:"mended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataFinding) Reset() {
+	*x = DataFinding{}
+	mi := &file_data_service_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataFinding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataFinding) ProtoMessage() {}
+
+func (x *DataFinding) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataFinding.ProtoReflect.Descriptor instead.
+func (*DataFinding) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *DataFinding) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *DataFinding) GetWhere() string {
+	if x != nil {
+		return x.Where
+	}
+	return ""
+}
+
+func (x *DataFinding) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *DataFinding) GetMended() bool {
+	if x != nil {
+		return x.Mended
+	}
+	return false
+}
+
 type BlockPutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -2234,7 +3110,7 @@ type BlockPutRequest struct {
 
 func (x *BlockPutRequest) Reset() {
 	*x = BlockPutRequest{}
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +3122,7 @@ func (x *BlockPutRequest) String() string {
 func (*BlockPutRequest) ProtoMessage() {}
 
 func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +3135,7 @@ func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutRequest.ProtoReflect.Descriptor instead.
 func (*BlockPutRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{31}
+	return file_data_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *BlockPutRequest) GetHeader() *Header {
@@ -2305,7 +3181,7 @@ type BlockPutReply struct {
 
 func (x *BlockPutReply) Reset() {
 	*x = BlockPutReply{}
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +3193,7 @@ func (x *BlockPutReply) String() string {
 func (*BlockPutReply) ProtoMessage() {}
 
 func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +3206,7 @@ func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutReply.ProtoReflect.Descriptor instead.
 func (*BlockPutReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{32}
+	return file_data_service_proto_rawDescGZIP(), []int{45}
 }
 
 type BlockReadRequest struct {
@@ -2345,7 +3221,7 @@ type BlockReadRequest struct {
 
 func (x *BlockReadRequest) Reset() {
 	*x = BlockReadRequest{}
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +3233,7 @@ func (x *BlockReadRequest) String() string {
 func (*BlockReadRequest) ProtoMessage() {}
 
 func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +3246,7 @@ func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadRequest.ProtoReflect.Descriptor instead.
 func (*BlockReadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{33}
+	return file_data_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *BlockReadRequest) GetHeader() *Header {
@@ -2410,7 +3286,7 @@ type BlockReadReply struct {
 
 func (x *BlockReadReply) Reset() {
 	*x = BlockReadReply{}
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +3298,7 @@ func (x *BlockReadReply) String() string {
 func (*BlockReadReply) ProtoMessage() {}
 
 func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +3311,7 @@ func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadReply.ProtoReflect.Descriptor instead.
 func (*BlockReadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{34}
+	return file_data_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BlockReadReply) GetData() []byte {
@@ -2455,7 +3331,7 @@ type BlockDeleteRequest struct {
 
 func (x *BlockDeleteRequest) Reset() {
 	*x = BlockDeleteRequest{}
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2467,7 +3343,7 @@ func (x *BlockDeleteRequest) String() string {
 func (*BlockDeleteRequest) ProtoMessage() {}
 
 func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2480,7 +3356,7 @@ func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteRequest.ProtoReflect.Descriptor instead.
 func (*BlockDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{35}
+	return file_data_service_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BlockDeleteRequest) GetHeader() *Header {
@@ -2505,7 +3381,7 @@ type BlockDeleteReply struct {
 
 func (x *BlockDeleteReply) Reset() {
 	*x = BlockDeleteReply{}
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +3393,7 @@ func (x *BlockDeleteReply) String() string {
 func (*BlockDeleteReply) ProtoMessage() {}
 
 func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +3406,7 @@ func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteReply.ProtoReflect.Descriptor instead.
 func (*BlockDeleteReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{36}
+	return file_data_service_proto_rawDescGZIP(), []int{49}
 }
 
 type BlockSyncRequest struct {
@@ -2542,7 +3418,7 @@ type BlockSyncRequest struct {
 
 func (x *BlockSyncRequest) Reset() {
 	*x = BlockSyncRequest{}
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +3430,7 @@ func (x *BlockSyncRequest) String() string {
 func (*BlockSyncRequest) ProtoMessage() {}
 
 func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +3443,7 @@ func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncRequest.ProtoReflect.Descriptor instead.
 func (*BlockSyncRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{37}
+	return file_data_service_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BlockSyncRequest) GetHeader() *Header {
@@ -2585,7 +3461,7 @@ type BlockSyncReply struct {
 
 func (x *BlockSyncReply) Reset() {
 	*x = BlockSyncReply{}
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2597,7 +3473,7 @@ func (x *BlockSyncReply) String() string {
 func (*BlockSyncReply) ProtoMessage() {}
 
 func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2610,7 +3486,7 @@ func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncReply.ProtoReflect.Descriptor instead.
 func (*BlockSyncReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{38}
+	return file_data_service_proto_rawDescGZIP(), []int{51}
 }
 
 type BlockSpaceRequest struct {
@@ -2622,7 +3498,7 @@ type BlockSpaceRequest struct {
 
 func (x *BlockSpaceRequest) Reset() {
 	*x = BlockSpaceRequest{}
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +3510,7 @@ func (x *BlockSpaceRequest) String() string {
 func (*BlockSpaceRequest) ProtoMessage() {}
 
 func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +3523,7 @@ func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceRequest.ProtoReflect.Descriptor instead.
 func (*BlockSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{39}
+	return file_data_service_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *BlockSpaceRequest) GetHeader() *Header {
@@ -2662,13 +3538,14 @@ type BlockSpaceReply struct {
 	Free          int64                  `protobuf:"varint,1,opt,name=free,proto3" json:"free,omitempty"`
 	Total         int64                  `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
 	Blocks        int64                  `protobuf:"varint,3,opt,name=blocks,proto3" json:"blocks,omitempty"`
+	Used          int64                  `protobuf:"varint,4,opt,name=used,proto3" json:"used,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BlockSpaceReply) Reset() {
 	*x = BlockSpaceReply{}
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +3557,7 @@ func (x *BlockSpaceReply) String() string {
 func (*BlockSpaceReply) ProtoMessage() {}
 
 func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +3570,7 @@ func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceReply.ProtoReflect.Descriptor instead.
 func (*BlockSpaceReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{40}
+	return file_data_service_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BlockSpaceReply) GetFree() int64 {
@@ -2713,6 +3590,613 @@ func (x *BlockSpaceReply) GetTotal() int64 {
 func (x *BlockSpaceReply) GetBlocks() int64 {
 	if x != nil {
 		return x.Blocks
+	}
+	return 0
+}
+
+func (x *BlockSpaceReply) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+type BlockHaveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Blocks        [][]byte               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockHaveRequest) Reset() {
+	*x = BlockHaveRequest{}
+	mi := &file_data_service_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockHaveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockHaveRequest) ProtoMessage() {}
+
+func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockHaveRequest.ProtoReflect.Descriptor instead.
+func (*BlockHaveRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *BlockHaveRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *BlockHaveRequest) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type BlockHaveReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sizes         []uint32               `protobuf:"varint,1,rep,packed,name=sizes,proto3" json:"sizes,omitempty"` // one a block; 0: not here
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockHaveReply) Reset() {
+	*x = BlockHaveReply{}
+	mi := &file_data_service_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockHaveReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockHaveReply) ProtoMessage() {}
+
+func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockHaveReply.ProtoReflect.Descriptor instead.
+func (*BlockHaveReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *BlockHaveReply) GetSizes() []uint32 {
+	if x != nil {
+		return x.Sizes
+	}
+	return nil
+}
+
+type BlockFetchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Blocks        []*BlockFetch          `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockFetchRequest) Reset() {
+	*x = BlockFetchRequest{}
+	mi := &file_data_service_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockFetchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockFetchRequest) ProtoMessage() {}
+
+func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockFetchRequest.ProtoReflect.Descriptor instead.
+func (*BlockFetchRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *BlockFetchRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *BlockFetchRequest) GetBlocks() []*BlockFetch {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type BlockFetch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Block         []byte                 `protobuf:"bytes,1,opt,name=block,proto3" json:"block,omitempty"`
+	Size          uint32                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Nodes         []uint64               `protobuf:"varint,3,rep,packed,name=nodes,proto3" json:"nodes,omitempty"` // to fetch it from, best first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockFetch) Reset() {
+	*x = BlockFetch{}
+	mi := &file_data_service_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockFetch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockFetch) ProtoMessage() {}
+
+func (x *BlockFetch) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockFetch.ProtoReflect.Descriptor instead.
+func (*BlockFetch) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *BlockFetch) GetBlock() []byte {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *BlockFetch) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BlockFetch) GetNodes() []uint64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+type BlockFetchReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        []*BlockFetched        `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"` // one each
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockFetchReply) Reset() {
+	*x = BlockFetchReply{}
+	mi := &file_data_service_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockFetchReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockFetchReply) ProtoMessage() {}
+
+func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockFetchReply.ProtoReflect.Descriptor instead.
+func (*BlockFetchReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *BlockFetchReply) GetBlocks() []*BlockFetched {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type BlockFetched struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          int32                  `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"` // 1 + the kind of the error; 0: the block is here and good
+	Err           string                 `protobuf:"bytes,2,opt,name=err,proto3" json:"err,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockFetched) Reset() {
+	*x = BlockFetched{}
+	mi := &file_data_service_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockFetched) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockFetched) ProtoMessage() {}
+
+func (x *BlockFetched) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockFetched.ProtoReflect.Descriptor instead.
+func (*BlockFetched) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *BlockFetched) GetKind() int32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *BlockFetched) GetErr() string {
+	if x != nil {
+		return x.Err
+	}
+	return ""
+}
+
+type BlockVerifyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Blocks        [][]byte               `protobuf:"bytes,2,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockVerifyRequest) Reset() {
+	*x = BlockVerifyRequest{}
+	mi := &file_data_service_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockVerifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockVerifyRequest) ProtoMessage() {}
+
+func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockVerifyRequest.ProtoReflect.Descriptor instead.
+func (*BlockVerifyRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *BlockVerifyRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *BlockVerifyRequest) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+type BlockVerifyReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kinds         []int32                `protobuf:"varint,1,rep,packed,name=kinds,proto3" json:"kinds,omitempty"` // 0: good; else 1 + the kind of the error
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockVerifyReply) Reset() {
+	*x = BlockVerifyReply{}
+	mi := &file_data_service_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockVerifyReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockVerifyReply) ProtoMessage() {}
+
+func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockVerifyReply.ProtoReflect.Descriptor instead.
+func (*BlockVerifyReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *BlockVerifyReply) GetKinds() []int32 {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
+}
+
+type BlockListRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	After         []byte                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
+	Limit         uint32                 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockListRequest) Reset() {
+	*x = BlockListRequest{}
+	mi := &file_data_service_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockListRequest) ProtoMessage() {}
+
+func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockListRequest.ProtoReflect.Descriptor instead.
+func (*BlockListRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *BlockListRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *BlockListRequest) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *BlockListRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type BlockListReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blocks        [][]byte               `protobuf:"bytes,1,rep,name=blocks,proto3" json:"blocks,omitempty"`
+	AgeMs         []int64                `protobuf:"varint,2,rep,packed,name=age_ms,json=ageMs,proto3" json:"age_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockListReply) Reset() {
+	*x = BlockListReply{}
+	mi := &file_data_service_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockListReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockListReply) ProtoMessage() {}
+
+func (x *BlockListReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockListReply.ProtoReflect.Descriptor instead.
+func (*BlockListReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *BlockListReply) GetBlocks() [][]byte {
+	if x != nil {
+		return x.Blocks
+	}
+	return nil
+}
+
+func (x *BlockListReply) GetAgeMs() []int64 {
+	if x != nil {
+		return x.AgeMs
+	}
+	return nil
+}
+
+type BlockCollectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockCollectRequest) Reset() {
+	*x = BlockCollectRequest{}
+	mi := &file_data_service_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockCollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockCollectRequest) ProtoMessage() {}
+
+func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockCollectRequest.ProtoReflect.Descriptor instead.
+func (*BlockCollectRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *BlockCollectRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+type BlockCollectReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Deleted       int64                  `protobuf:"varint,1,opt,name=deleted,proto3" json:"deleted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockCollectReply) Reset() {
+	*x = BlockCollectReply{}
+	mi := &file_data_service_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockCollectReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockCollectReply) ProtoMessage() {}
+
+func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockCollectReply.ProtoReflect.Descriptor instead.
+func (*BlockCollectReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *BlockCollectReply) GetDeleted() int64 {
+	if x != nil {
+		return x.Deleted
 	}
 	return 0
 }
@@ -2900,9 +4384,80 @@ const file_data_service_proto_rawDesc = "" +
 	"\x0fDataReportReply\"P\n" +
 	"\x0fDataHeldRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
-	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"#\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"A\n" +
 	"\rDataHeldReply\x12\x12\n" +
-	"\x04held\x18\x01 \x03(\bR\x04held\"\x88\x01\n" +
+	"\x04held\x18\x01 \x03(\bR\x04held\x12\x1c\n" +
+	"\telsewhere\x18\x02 \x03(\bR\telsewhere\"R\n" +
+	"\x11DataLocateRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\";\n" +
+	"\x0fDataLocateReply\x12(\n" +
+	"\x06places\x18\x01 \x03(\v2\x10.dc.v1.DataPlaceR\x06places\"!\n" +
+	"\tDataPlace\x12\x14\n" +
+	"\x05nodes\x18\x01 \x03(\x04R\x05nodes\"Y\n" +
+	"\x0eDataBadRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12 \n" +
+	"\x03bad\x18\x02 \x03(\v2\x0e.dc.v1.DataBadR\x03bad\"3\n" +
+	"\aDataBad\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\fR\x05block\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\"\x0e\n" +
+	"\fDataBadReply\"8\n" +
+	"\x0fDataCareRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"\xb2\x04\n" +
+	"\rDataCareReply\x12\x16\n" +
+	"\x06blocks\x18\x01 \x01(\x04R\x06blocks\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12)\n" +
+	"\x06copies\x18\x03 \x03(\v2\x11.dc.v1.DataCopiesR\x06copies\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\x04R\x04lost\x12\x16\n" +
+	"\x06queued\x18\x05 \x01(\x04R\x06queued\x12!\n" +
+	"\fqueued_bytes\x18\x06 \x01(\x04R\vqueuedBytes\x12\x16\n" +
+	"\x06moving\x18\a \x01(\x04R\x06moving\x12\x12\n" +
+	"\x04rate\x18\b \x01(\x01R\x04rate\x12\x1d\n" +
+	"\n" +
+	"counted_ms\x18\t \x01(\x03R\tcountedMs\x12\x12\n" +
+	"\x04done\x18\n" +
+	" \x01(\x04R\x04done\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\v \x01(\x04R\tdoneBytes\x12\x16\n" +
+	"\x06failed\x18\f \x01(\x04R\x06failed\x12\x14\n" +
+	"\x05doing\x18\r \x01(\tR\x05doing\x12(\n" +
+	"\x06stores\x18\x0e \x03(\v2\x10.dc.v1.DataStoreR\x06stores\x12\x16\n" +
+	"\x06leader\x18\x0f \x01(\x04R\x06leader\x12\x14\n" +
+	"\x05short\x18\x10 \x01(\x04R\x05short\x12\x1d\n" +
+	"\n" +
+	"last_error\x18\x11 \x01(\tR\tlastError\x12\x1f\n" +
+	"\vlost_blocks\x18\x12 \x03(\tR\n" +
+	"lostBlocks\x12\x16\n" +
+	"\x06wanted\x18\x13 \x01(\x04R\x06wanted\x12\x1d\n" +
+	"\n" +
+	"rate_limit\x18\x14 \x01(\x03R\trateLimit\"<\n" +
+	"\n" +
+	"DataCopies\x12\x16\n" +
+	"\x06copies\x18\x01 \x01(\rR\x06copies\x12\x16\n" +
+	"\x06blocks\x18\x02 \x01(\x04R\x06blocks\"\x9f\x01\n" +
+	"\tDataStore\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x03R\x04used\x12\x12\n" +
+	"\x04free\x18\x05 \x01(\x03R\x04free\x12\x16\n" +
+	"\x06blocks\x18\x06 \x01(\x03R\x06blocks\x12\x14\n" +
+	"\x05known\x18\a \x01(\bR\x05known\"\x8d\x01\n" +
+	"\x10DataCheckRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
+	"\x04part\x18\x02 \x01(\tR\x04part\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\fR\x04from\x12\x12\n" +
+	"\x04read\x18\x04 \x01(\bR\x04read\x12\x16\n" +
+	"\x06repair\x18\x05 \x01(\bR\x06repair\"n\n" +
+	"\x0eDataCheckReply\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\fR\x04next\x12\x18\n" +
+	"\achecked\x18\x02 \x01(\x04R\achecked\x12.\n" +
+	"\bfindings\x18\x03 \x03(\v2\x12.dc.v1.DataFindingR\bfindings\"c\n" +
+	"\vDataFinding\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
+	"\x05where\x18\x02 \x01(\tR\x05where\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x16\n" +
+	"\x06mended\x18\x04 \x01(\bR\x06mended\"\x88\x01\n" +
 	"\x0fBlockPutRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\fR\x05block\x12\x10\n" +
@@ -2925,11 +4480,47 @@ const file_data_service_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"\x10\n" +
 	"\x0eBlockSyncReply\":\n" +
 	"\x11BlockSpaceRequest\x12%\n" +
-	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"S\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"g\n" +
 	"\x0fBlockSpaceReply\x12\x12\n" +
 	"\x04free\x18\x01 \x01(\x03R\x04free\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x16\n" +
-	"\x06blocks\x18\x03 \x01(\x03R\x06blocks2\x95\t\n" +
+	"\x06blocks\x18\x03 \x01(\x03R\x06blocks\x12\x12\n" +
+	"\x04used\x18\x04 \x01(\x03R\x04used\"Q\n" +
+	"\x10BlockHaveRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"&\n" +
+	"\x0eBlockHaveReply\x12\x14\n" +
+	"\x05sizes\x18\x01 \x03(\rR\x05sizes\"e\n" +
+	"\x11BlockFetchRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12)\n" +
+	"\x06blocks\x18\x02 \x03(\v2\x11.dc.v1.BlockFetchR\x06blocks\"L\n" +
+	"\n" +
+	"BlockFetch\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\fR\x05block\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
+	"\x05nodes\x18\x03 \x03(\x04R\x05nodes\">\n" +
+	"\x0fBlockFetchReply\x12+\n" +
+	"\x06blocks\x18\x01 \x03(\v2\x13.dc.v1.BlockFetchedR\x06blocks\"4\n" +
+	"\fBlockFetched\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\x05R\x04kind\x12\x10\n" +
+	"\x03err\x18\x02 \x01(\tR\x03err\"S\n" +
+	"\x12BlockVerifyRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"(\n" +
+	"\x10BlockVerifyReply\x12\x14\n" +
+	"\x05kinds\x18\x01 \x03(\x05R\x05kinds\"e\n" +
+	"\x10BlockListRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\fR\x05after\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"?\n" +
+	"\x0eBlockListReply\x12\x16\n" +
+	"\x06blocks\x18\x01 \x03(\fR\x06blocks\x12\x15\n" +
+	"\x06age_ms\x18\x02 \x03(\x03R\x05ageMs\"<\n" +
+	"\x13BlockCollectRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"-\n" +
+	"\x11BlockCollectReply\x12\x18\n" +
+	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xf3\n" +
+	"\n" +
 	"\x04Data\x128\n" +
 	"\x06Lookup\x12\x18.dc.v1.DataLookupRequest\x1a\x14.dc.v1.DataAttrReply\x124\n" +
 	"\x04Stat\x12\x16.dc.v1.DataStatRequest\x1a\x14.dc.v1.DataAttrReply\x127\n" +
@@ -2950,13 +4541,22 @@ const file_data_service_proto_rawDesc = "" +
 	"\bSetXattr\x12\x1a.dc.v1.DataSetXattrRequest\x1a\x14.dc.v1.DataAttrReply\x12<\n" +
 	"\vRemoveXattr\x12\x17.dc.v1.DataXattrRequest\x1a\x14.dc.v1.DataAttrReply\x12:\n" +
 	"\x06Report\x12\x18.dc.v1.DataReportRequest\x1a\x16.dc.v1.DataReportReply\x124\n" +
-	"\x04Held\x12\x16.dc.v1.DataHeldRequest\x1a\x14.dc.v1.DataHeldReply2\xa7\x02\n" +
+	"\x04Held\x12\x16.dc.v1.DataHeldRequest\x1a\x14.dc.v1.DataHeldReply\x12:\n" +
+	"\x06Locate\x12\x18.dc.v1.DataLocateRequest\x1a\x16.dc.v1.DataLocateReply\x121\n" +
+	"\x03Bad\x12\x15.dc.v1.DataBadRequest\x1a\x13.dc.v1.DataBadReply\x124\n" +
+	"\x04Care\x12\x16.dc.v1.DataCareRequest\x1a\x14.dc.v1.DataCareReply\x127\n" +
+	"\x05Check\x12\x17.dc.v1.DataCheckRequest\x1a\x15.dc.v1.DataCheckReply2\xd1\x04\n" +
 	"\x05Block\x125\n" +
 	"\x03Put\x12\x16.dc.v1.BlockPutRequest\x1a\x14.dc.v1.BlockPutReply(\x01\x126\n" +
 	"\x04Read\x12\x17.dc.v1.BlockReadRequest\x1a\x15.dc.v1.BlockReadReply\x12<\n" +
 	"\x06Delete\x12\x19.dc.v1.BlockDeleteRequest\x1a\x17.dc.v1.BlockDeleteReply\x126\n" +
 	"\x04Sync\x12\x17.dc.v1.BlockSyncRequest\x1a\x15.dc.v1.BlockSyncReply\x129\n" +
-	"\x05Space\x12\x18.dc.v1.BlockSpaceRequest\x1a\x16.dc.v1.BlockSpaceReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
+	"\x05Space\x12\x18.dc.v1.BlockSpaceRequest\x1a\x16.dc.v1.BlockSpaceReply\x126\n" +
+	"\x04Have\x12\x17.dc.v1.BlockHaveRequest\x1a\x15.dc.v1.BlockHaveReply\x129\n" +
+	"\x05Fetch\x12\x18.dc.v1.BlockFetchRequest\x1a\x16.dc.v1.BlockFetchReply\x12<\n" +
+	"\x06Verify\x12\x19.dc.v1.BlockVerifyRequest\x1a\x17.dc.v1.BlockVerifyReply\x126\n" +
+	"\x04List\x12\x17.dc.v1.BlockListRequest\x1a\x15.dc.v1.BlockListReply\x12?\n" +
+	"\aCollect\x12\x1a.dc.v1.BlockCollectRequest\x1a\x18.dc.v1.BlockCollectReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
 var (
 	file_data_service_proto_rawDescOnce sync.Once
@@ -2970,7 +4570,7 @@ func file_data_service_proto_rawDescGZIP() []byte {
 	return file_data_service_proto_rawDescData
 }
 
-var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_data_service_proto_goTypes = []any{
 	(*DataAttr)(nil),            // 0: dc.v1.DataAttr
 	(*DataAttrReply)(nil),       // 1: dc.v1.DataAttrReply
@@ -3003,104 +4603,163 @@ var file_data_service_proto_goTypes = []any{
 	(*DataReportReply)(nil),     // 28: dc.v1.DataReportReply
 	(*DataHeldRequest)(nil),     // 29: dc.v1.DataHeldRequest
 	(*DataHeldReply)(nil),       // 30: dc.v1.DataHeldReply
-	(*BlockPutRequest)(nil),     // 31: dc.v1.BlockPutRequest
-	(*BlockPutReply)(nil),       // 32: dc.v1.BlockPutReply
-	(*BlockReadRequest)(nil),    // 33: dc.v1.BlockReadRequest
-	(*BlockReadReply)(nil),      // 34: dc.v1.BlockReadReply
-	(*BlockDeleteRequest)(nil),  // 35: dc.v1.BlockDeleteRequest
-	(*BlockDeleteReply)(nil),    // 36: dc.v1.BlockDeleteReply
-	(*BlockSyncRequest)(nil),    // 37: dc.v1.BlockSyncRequest
-	(*BlockSyncReply)(nil),      // 38: dc.v1.BlockSyncReply
-	(*BlockSpaceRequest)(nil),   // 39: dc.v1.BlockSpaceRequest
-	(*BlockSpaceReply)(nil),     // 40: dc.v1.BlockSpaceReply
-	(*Header)(nil),              // 41: dc.v1.Header
+	(*DataLocateRequest)(nil),   // 31: dc.v1.DataLocateRequest
+	(*DataLocateReply)(nil),     // 32: dc.v1.DataLocateReply
+	(*DataPlace)(nil),           // 33: dc.v1.DataPlace
+	(*DataBadRequest)(nil),      // 34: dc.v1.DataBadRequest
+	(*DataBad)(nil),             // 35: dc.v1.DataBad
+	(*DataBadReply)(nil),        // 36: dc.v1.DataBadReply
+	(*DataCareRequest)(nil),     // 37: dc.v1.DataCareRequest
+	(*DataCareReply)(nil),       // 38: dc.v1.DataCareReply
+	(*DataCopies)(nil),          // 39: dc.v1.DataCopies
+	(*DataStore)(nil),           // 40: dc.v1.DataStore
+	(*DataCheckRequest)(nil),    // 41: dc.v1.DataCheckRequest
+	(*DataCheckReply)(nil),      // 42: dc.v1.DataCheckReply
+	(*DataFinding)(nil),         // 43: dc.v1.DataFinding
+	(*BlockPutRequest)(nil),     // 44: dc.v1.BlockPutRequest
+	(*BlockPutReply)(nil),       // 45: dc.v1.BlockPutReply
+	(*BlockReadRequest)(nil),    // 46: dc.v1.BlockReadRequest
+	(*BlockReadReply)(nil),      // 47: dc.v1.BlockReadReply
+	(*BlockDeleteRequest)(nil),  // 48: dc.v1.BlockDeleteRequest
+	(*BlockDeleteReply)(nil),    // 49: dc.v1.BlockDeleteReply
+	(*BlockSyncRequest)(nil),    // 50: dc.v1.BlockSyncRequest
+	(*BlockSyncReply)(nil),      // 51: dc.v1.BlockSyncReply
+	(*BlockSpaceRequest)(nil),   // 52: dc.v1.BlockSpaceRequest
+	(*BlockSpaceReply)(nil),     // 53: dc.v1.BlockSpaceReply
+	(*BlockHaveRequest)(nil),    // 54: dc.v1.BlockHaveRequest
+	(*BlockHaveReply)(nil),      // 55: dc.v1.BlockHaveReply
+	(*BlockFetchRequest)(nil),   // 56: dc.v1.BlockFetchRequest
+	(*BlockFetch)(nil),          // 57: dc.v1.BlockFetch
+	(*BlockFetchReply)(nil),     // 58: dc.v1.BlockFetchReply
+	(*BlockFetched)(nil),        // 59: dc.v1.BlockFetched
+	(*BlockVerifyRequest)(nil),  // 60: dc.v1.BlockVerifyRequest
+	(*BlockVerifyReply)(nil),    // 61: dc.v1.BlockVerifyReply
+	(*BlockListRequest)(nil),    // 62: dc.v1.BlockListRequest
+	(*BlockListReply)(nil),      // 63: dc.v1.BlockListReply
+	(*BlockCollectRequest)(nil), // 64: dc.v1.BlockCollectRequest
+	(*BlockCollectReply)(nil),   // 65: dc.v1.BlockCollectReply
+	(*Header)(nil),              // 66: dc.v1.Header
 }
 var file_data_service_proto_depIdxs = []int32{
 	0,  // 0: dc.v1.DataAttrReply.attr:type_name -> dc.v1.DataAttr
-	41, // 1: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
-	41, // 2: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
-	41, // 3: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
-	41, // 4: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
+	66, // 1: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
+	66, // 2: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
+	66, // 3: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
+	66, // 4: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
 	0,  // 5: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
 	5,  // 6: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
-	41, // 7: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
+	66, // 7: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
 	0,  // 8: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
 	9,  // 9: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
-	41, // 10: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
-	41, // 11: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
-	41, // 12: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
-	41, // 13: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
-	41, // 14: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
-	41, // 15: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
-	41, // 16: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
-	41, // 17: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
-	41, // 18: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
+	66, // 10: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
+	66, // 11: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
+	66, // 12: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
+	66, // 13: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
+	66, // 14: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
+	66, // 15: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
+	66, // 16: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
+	66, // 17: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
+	66, // 18: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
 	23, // 19: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
 	24, // 20: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
-	41, // 21: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
+	66, // 21: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
 	23, // 22: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
-	41, // 23: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
-	41, // 24: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
-	41, // 25: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
-	41, // 26: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
-	41, // 27: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
-	41, // 28: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
-	41, // 29: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
-	2,  // 30: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
-	3,  // 31: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
-	4,  // 32: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
-	6,  // 33: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
-	8,  // 34: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
-	3,  // 35: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
-	12, // 36: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
-	3,  // 37: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
-	16, // 38: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
-	18, // 39: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
-	19, // 40: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
-	20, // 41: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
-	21, // 42: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
-	22, // 43: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
-	25, // 44: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
-	26, // 45: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
-	15, // 46: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
-	12, // 47: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
-	27, // 48: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
-	29, // 49: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
-	31, // 50: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
-	33, // 51: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
-	35, // 52: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
-	37, // 53: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
-	39, // 54: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
-	1,  // 55: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
-	1,  // 56: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
-	7,  // 57: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
-	7,  // 58: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
-	10, // 59: dc.v1.Data.List:output_type -> dc.v1.DataListReply
-	11, // 60: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
-	13, // 61: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
-	14, // 62: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
-	17, // 63: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
-	1,  // 64: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
-	1,  // 65: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
-	1,  // 66: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
-	1,  // 67: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
-	1,  // 68: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
-	1,  // 69: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
-	1,  // 70: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
-	1,  // 71: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
-	1,  // 72: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
-	28, // 73: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
-	30, // 74: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
-	32, // 75: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
-	34, // 76: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
-	36, // 77: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
-	38, // 78: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
-	40, // 79: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
-	55, // [55:80] is the sub-list for method output_type
-	30, // [30:55] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	66, // 23: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
+	66, // 24: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
+	66, // 25: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
+	33, // 26: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
+	66, // 27: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
+	35, // 28: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
+	66, // 29: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
+	39, // 30: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
+	40, // 31: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
+	66, // 32: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
+	43, // 33: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
+	66, // 34: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
+	66, // 35: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
+	66, // 36: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
+	66, // 37: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
+	66, // 38: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
+	66, // 39: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
+	66, // 40: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
+	57, // 41: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
+	59, // 42: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
+	66, // 43: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
+	66, // 44: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
+	66, // 45: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
+	2,  // 46: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
+	3,  // 47: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
+	4,  // 48: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
+	6,  // 49: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
+	8,  // 50: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
+	3,  // 51: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
+	12, // 52: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
+	3,  // 53: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
+	16, // 54: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
+	18, // 55: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
+	19, // 56: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
+	20, // 57: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
+	21, // 58: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
+	22, // 59: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
+	25, // 60: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
+	26, // 61: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
+	15, // 62: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
+	12, // 63: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
+	27, // 64: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
+	29, // 65: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
+	31, // 66: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
+	34, // 67: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
+	37, // 68: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
+	41, // 69: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
+	44, // 70: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
+	46, // 71: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
+	48, // 72: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
+	50, // 73: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
+	52, // 74: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
+	54, // 75: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
+	56, // 76: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
+	60, // 77: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
+	62, // 78: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
+	64, // 79: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
+	1,  // 80: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
+	1,  // 81: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
+	7,  // 82: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
+	7,  // 83: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
+	10, // 84: dc.v1.Data.List:output_type -> dc.v1.DataListReply
+	11, // 85: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
+	13, // 86: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
+	14, // 87: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
+	17, // 88: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
+	1,  // 89: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
+	1,  // 90: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
+	1,  // 91: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
+	1,  // 92: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
+	1,  // 93: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
+	1,  // 94: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
+	1,  // 95: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
+	1,  // 96: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
+	1,  // 97: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
+	28, // 98: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
+	30, // 99: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
+	32, // 100: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
+	36, // 101: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
+	38, // 102: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
+	42, // 103: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
+	45, // 104: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
+	47, // 105: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
+	49, // 106: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
+	51, // 107: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
+	53, // 108: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
+	55, // 109: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
+	58, // 110: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
+	61, // 111: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
+	63, // 112: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
+	65, // 113: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
+	80, // [80:114] is the sub-list for method output_type
+	46, // [46:80] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_data_service_proto_init() }
@@ -3116,7 +4775,7 @@ func file_data_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_service_proto_rawDesc), len(file_data_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   41,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -42,6 +42,10 @@ const (
 	Data_RemoveXattr_FullMethodName = "/dc.v1.Data/RemoveXattr"
 	Data_Report_FullMethodName      = "/dc.v1.Data/Report"
 	Data_Held_FullMethodName        = "/dc.v1.Data/Held"
+	Data_Locate_FullMethodName      = "/dc.v1.Data/Locate"
+	Data_Bad_FullMethodName         = "/dc.v1.Data/Bad"
+	Data_Care_FullMethodName        = "/dc.v1.Data/Care"
+	Data_Check_FullMethodName       = "/dc.v1.Data/Check"
 )
 
 // DataClient is the client API for Data service.
@@ -70,6 +74,14 @@ type DataClient interface {
 	Report(ctx context.Context, in *DataReportRequest, opts ...grpc.CallOption) (*DataReportReply, error)
 	// Held tells which of a node's blocks are referenced.
 	Held(ctx context.Context, in *DataHeldRequest, opts ...grpc.CallOption) (*DataHeldReply, error)
+	// Locate tells where blocks are now, to a reader whose locations were old.
+	Locate(ctx context.Context, in *DataLocateRequest, opts ...grpc.CallOption) (*DataLocateReply, error)
+	// Bad reports copies of blocks that are damaged or missing. They are looked at before that is believed.
+	Bad(ctx context.Context, in *DataBadRequest, opts ...grpc.CallOption) (*DataBadReply, error)
+	// Care tells how the blocks are and what is being done for them.
+	Care(ctx context.Context, in *DataCareRequest, opts ...grpc.CallOption) (*DataCareReply, error)
+	// Check checks a part of the metadata, or compares it with what the nodes have.
+	Check(ctx context.Context, in *DataCheckRequest, opts ...grpc.CallOption) (*DataCheckReply, error)
 }
 
 type dataClient struct {
@@ -280,6 +292,46 @@ func (c *dataClient) Held(ctx context.Context, in *DataHeldRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *dataClient) Locate(ctx context.Context, in *DataLocateRequest, opts ...grpc.CallOption) (*DataLocateReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataLocateReply)
+	err := c.cc.Invoke(ctx, Data_Locate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) Bad(ctx context.Context, in *DataBadRequest, opts ...grpc.CallOption) (*DataBadReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataBadReply)
+	err := c.cc.Invoke(ctx, Data_Bad_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) Care(ctx context.Context, in *DataCareRequest, opts ...grpc.CallOption) (*DataCareReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataCareReply)
+	err := c.cc.Invoke(ctx, Data_Care_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) Check(ctx context.Context, in *DataCheckRequest, opts ...grpc.CallOption) (*DataCheckReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataCheckReply)
+	err := c.cc.Invoke(ctx, Data_Check_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DataServer is the server API for Data service.
 // All implementations must embed UnimplementedDataServer
 // for forward compatibility.
@@ -306,6 +358,14 @@ type DataServer interface {
 	Report(context.Context, *DataReportRequest) (*DataReportReply, error)
 	// Held tells which of a node's blocks are referenced.
 	Held(context.Context, *DataHeldRequest) (*DataHeldReply, error)
+	// Locate tells where blocks are now, to a reader whose locations were old.
+	Locate(context.Context, *DataLocateRequest) (*DataLocateReply, error)
+	// Bad reports copies of blocks that are damaged or missing. They are looked at before that is believed.
+	Bad(context.Context, *DataBadRequest) (*DataBadReply, error)
+	// Care tells how the blocks are and what is being done for them.
+	Care(context.Context, *DataCareRequest) (*DataCareReply, error)
+	// Check checks a part of the metadata, or compares it with what the nodes have.
+	Check(context.Context, *DataCheckRequest) (*DataCheckReply, error)
 	mustEmbedUnimplementedDataServer()
 }
 
@@ -375,6 +435,18 @@ func (UnimplementedDataServer) Report(context.Context, *DataReportRequest) (*Dat
 }
 func (UnimplementedDataServer) Held(context.Context, *DataHeldRequest) (*DataHeldReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Held not implemented")
+}
+func (UnimplementedDataServer) Locate(context.Context, *DataLocateRequest) (*DataLocateReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Locate not implemented")
+}
+func (UnimplementedDataServer) Bad(context.Context, *DataBadRequest) (*DataBadReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Bad not implemented")
+}
+func (UnimplementedDataServer) Care(context.Context, *DataCareRequest) (*DataCareReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Care not implemented")
+}
+func (UnimplementedDataServer) Check(context.Context, *DataCheckRequest) (*DataCheckReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
 }
 func (UnimplementedDataServer) mustEmbedUnimplementedDataServer() {}
 func (UnimplementedDataServer) testEmbeddedByValue()              {}
@@ -757,6 +829,78 @@ func _Data_Held_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Data_Locate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataLocateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Locate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Locate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Locate(ctx, req.(*DataLocateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_Bad_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataBadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Bad(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Bad_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Bad(ctx, req.(*DataBadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_Care_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataCareRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Care(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Care_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Care(ctx, req.(*DataCareRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataCheckRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Check(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Check_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Check(ctx, req.(*DataCheckRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Data_ServiceDesc is the grpc.ServiceDesc for Data service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -844,17 +988,38 @@ var Data_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Held",
 			Handler:    _Data_Held_Handler,
 		},
+		{
+			MethodName: "Locate",
+			Handler:    _Data_Locate_Handler,
+		},
+		{
+			MethodName: "Bad",
+			Handler:    _Data_Bad_Handler,
+		},
+		{
+			MethodName: "Care",
+			Handler:    _Data_Care_Handler,
+		},
+		{
+			MethodName: "Check",
+			Handler:    _Data_Check_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "data_service.proto",
 }
 
 const (
-	Block_Put_FullMethodName    = "/dc.v1.Block/Put"
-	Block_Read_FullMethodName   = "/dc.v1.Block/Read"
-	Block_Delete_FullMethodName = "/dc.v1.Block/Delete"
-	Block_Sync_FullMethodName   = "/dc.v1.Block/Sync"
-	Block_Space_FullMethodName  = "/dc.v1.Block/Space"
+	Block_Put_FullMethodName     = "/dc.v1.Block/Put"
+	Block_Read_FullMethodName    = "/dc.v1.Block/Read"
+	Block_Delete_FullMethodName  = "/dc.v1.Block/Delete"
+	Block_Sync_FullMethodName    = "/dc.v1.Block/Sync"
+	Block_Space_FullMethodName   = "/dc.v1.Block/Space"
+	Block_Have_FullMethodName    = "/dc.v1.Block/Have"
+	Block_Fetch_FullMethodName   = "/dc.v1.Block/Fetch"
+	Block_Verify_FullMethodName  = "/dc.v1.Block/Verify"
+	Block_List_FullMethodName    = "/dc.v1.Block/List"
+	Block_Collect_FullMethodName = "/dc.v1.Block/Collect"
 )
 
 // BlockClient is the client API for Block service.
@@ -867,6 +1032,16 @@ type BlockClient interface {
 	Delete(ctx context.Context, in *BlockDeleteRequest, opts ...grpc.CallOption) (*BlockDeleteReply, error)
 	Sync(ctx context.Context, in *BlockSyncRequest, opts ...grpc.CallOption) (*BlockSyncReply, error)
 	Space(ctx context.Context, in *BlockSpaceRequest, opts ...grpc.CallOption) (*BlockSpaceReply, error)
+	// Have tells which blocks the node has, without reading them.
+	Have(ctx context.Context, in *BlockHaveRequest, opts ...grpc.CallOption) (*BlockHaveReply, error)
+	// Fetch has the node copy blocks from others; it answers when they are on its disk. One that it has already it reads, and replaces if it is damaged.
+	Fetch(ctx context.Context, in *BlockFetchRequest, opts ...grpc.CallOption) (*BlockFetchReply, error)
+	// Verify has the node read blocks.
+	Verify(ctx context.Context, in *BlockVerifyRequest, opts ...grpc.CallOption) (*BlockVerifyReply, error)
+	// List lists what the node has.
+	List(ctx context.Context, in *BlockListRequest, opts ...grpc.CallOption) (*BlockListReply, error)
+	// Collect has the node delete what no file references, now.
+	Collect(ctx context.Context, in *BlockCollectRequest, opts ...grpc.CallOption) (*BlockCollectReply, error)
 }
 
 type blockClient struct {
@@ -930,6 +1105,56 @@ func (c *blockClient) Space(ctx context.Context, in *BlockSpaceRequest, opts ...
 	return out, nil
 }
 
+func (c *blockClient) Have(ctx context.Context, in *BlockHaveRequest, opts ...grpc.CallOption) (*BlockHaveReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockHaveReply)
+	err := c.cc.Invoke(ctx, Block_Have_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *blockClient) Fetch(ctx context.Context, in *BlockFetchRequest, opts ...grpc.CallOption) (*BlockFetchReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockFetchReply)
+	err := c.cc.Invoke(ctx, Block_Fetch_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *blockClient) Verify(ctx context.Context, in *BlockVerifyRequest, opts ...grpc.CallOption) (*BlockVerifyReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockVerifyReply)
+	err := c.cc.Invoke(ctx, Block_Verify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *blockClient) List(ctx context.Context, in *BlockListRequest, opts ...grpc.CallOption) (*BlockListReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockListReply)
+	err := c.cc.Invoke(ctx, Block_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *blockClient) Collect(ctx context.Context, in *BlockCollectRequest, opts ...grpc.CallOption) (*BlockCollectReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockCollectReply)
+	err := c.cc.Invoke(ctx, Block_Collect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BlockServer is the server API for Block service.
 // All implementations must embed UnimplementedBlockServer
 // for forward compatibility.
@@ -940,6 +1165,16 @@ type BlockServer interface {
 	Delete(context.Context, *BlockDeleteRequest) (*BlockDeleteReply, error)
 	Sync(context.Context, *BlockSyncRequest) (*BlockSyncReply, error)
 	Space(context.Context, *BlockSpaceRequest) (*BlockSpaceReply, error)
+	// Have tells which blocks the node has, without reading them.
+	Have(context.Context, *BlockHaveRequest) (*BlockHaveReply, error)
+	// Fetch has the node copy blocks from others; it answers when they are on its disk. One that it has already it reads, and replaces if it is damaged.
+	Fetch(context.Context, *BlockFetchRequest) (*BlockFetchReply, error)
+	// Verify has the node read blocks.
+	Verify(context.Context, *BlockVerifyRequest) (*BlockVerifyReply, error)
+	// List lists what the node has.
+	List(context.Context, *BlockListRequest) (*BlockListReply, error)
+	// Collect has the node delete what no file references, now.
+	Collect(context.Context, *BlockCollectRequest) (*BlockCollectReply, error)
 	mustEmbedUnimplementedBlockServer()
 }
 
@@ -964,6 +1199,21 @@ func (UnimplementedBlockServer) Sync(context.Context, *BlockSyncRequest) (*Block
 }
 func (UnimplementedBlockServer) Space(context.Context, *BlockSpaceRequest) (*BlockSpaceReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Space not implemented")
+}
+func (UnimplementedBlockServer) Have(context.Context, *BlockHaveRequest) (*BlockHaveReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Have not implemented")
+}
+func (UnimplementedBlockServer) Fetch(context.Context, *BlockFetchRequest) (*BlockFetchReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Fetch not implemented")
+}
+func (UnimplementedBlockServer) Verify(context.Context, *BlockVerifyRequest) (*BlockVerifyReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedBlockServer) List(context.Context, *BlockListRequest) (*BlockListReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedBlockServer) Collect(context.Context, *BlockCollectRequest) (*BlockCollectReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Collect not implemented")
 }
 func (UnimplementedBlockServer) mustEmbedUnimplementedBlockServer() {}
 func (UnimplementedBlockServer) testEmbeddedByValue()               {}
@@ -1065,6 +1315,96 @@ func _Block_Space_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Block_Have_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockHaveRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).Have(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_Have_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).Have(ctx, req.(*BlockHaveRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Block_Fetch_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockFetchRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).Fetch(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_Fetch_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).Fetch(ctx, req.(*BlockFetchRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Block_Verify_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockVerifyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).Verify(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_Verify_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).Verify(ctx, req.(*BlockVerifyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Block_List_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).List(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_List_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).List(ctx, req.(*BlockListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Block_Collect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockCollectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BlockServer).Collect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Block_Collect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BlockServer).Collect(ctx, req.(*BlockCollectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Block_ServiceDesc is the grpc.ServiceDesc for Block service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1087,6 +1427,26 @@ var Block_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Space",
 			Handler:    _Block_Space_Handler,
+		},
+		{
+			MethodName: "Have",
+			Handler:    _Block_Have_Handler,
+		},
+		{
+			MethodName: "Fetch",
+			Handler:    _Block_Fetch_Handler,
+		},
+		{
+			MethodName: "Verify",
+			Handler:    _Block_Verify_Handler,
+		},
+		{
+			MethodName: "List",
+			Handler:    _Block_List_Handler,
+		},
+		{
+			MethodName: "Collect",
+			Handler:    _Block_Collect_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -35,6 +35,7 @@ func (s *Service) Status(ctx context.Context, req *dcpb.MetaStatusRequest) (*dcp
 	for _, n := range rec.nodes {
 		a := t.adminNodeLocked(n)
 		a.Replicas, a.Leaders = uint32(held[dc.NodeID(n.Id)]), uint32(leads[dc.NodeID(n.Id)])
+		a.Dead = v.node(dc.NodeID(n.Id)).dead && a.State != "removed"
 		if a.Drain && a.State != "removed" {
 			a.Waits = t.leftLocked(dc.NodeID(n.Id), v.groups)
 		}
@@ -83,7 +84,7 @@ func (t *term) leftLocked(n dc.NodeID, groups []viewGroup) []string {
 	case !heard:
 		left = append(left, "the node is not heard of, so nobody knows what it stores; if it is dead, `dcctl node rm` removes it")
 	case b.req.Blocks > 0:
-		left = append(left, fmt.Sprintf("%d blocks of /dc/data are stored on it; they are not moved yet: they go when their files are removed or rewritten", b.req.Blocks))
+		left = append(left, fmt.Sprintf("%d blocks of /dc/data are stored on it; they are moved to other nodes (see `dcctl data status`)", b.req.Blocks))
 	}
 	return left
 }

@@ -40,6 +40,13 @@ type Config struct {
 	// SnapshotRate is how many bytes a second the states may take that this node sends to replicas that are far behind, and as many those that it
 	// receives. 0 means 32 MiB; less than 0 is no limit.
 	SnapshotRate int64
+	// RepairRate is how many bytes a second copies of blocks may take that are made or moved for the sake of safety or balance, in the whole cluster: what the node
+	// that leads the data group was told counts. 0 means 32 MiB; less than 0 is no limit.
+	RepairRate int64
+	// ScrubEvery is how long reading all blocks of this node takes, to find bad ones. 0 means a week, less than 0 never.
+	ScrubEvery time.Duration
+	// StoreBytes bounds what blocks of files may take here. 0 is what the disk has above its reserve.
+	StoreBytes int64
 	// DeadAfter is how long a node may be silent before its replicas are placed elsewhere: what the node that leads meta was told counts. 0 means 5 minutes.
 	DeadAfter time.Duration
 	// CompareEvery is how often the replicas of a group that was written to are compared, by its leader. 0 means an hour, less than 0 never.

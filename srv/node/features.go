@@ -11,7 +11,10 @@ type feature struct {
 	since dc.Version
 }
 
-var fencedWrites = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
+var (
+	fencedWrites = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
+	movedBlocks  = feature{"moves of blocks", dc.Version{0, 3, 0}}
+)
 
 // allows says dc.Unsupported while some node of the cluster runs a version that does not know f.
 func (d *directory) allows(f feature) error {

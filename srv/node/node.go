@@ -45,6 +45,7 @@ type Node struct {
 	admin     *grpc.Server
 	replicas  *replicas
 	blocks    *block.Store
+	files     *client.Data
 	client    *client.Client
 	meta      *client.Meta
 	rooms     *rooms

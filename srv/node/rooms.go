@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 
 	"missingos/fs"
-	"missingos/fs/datafs"
 	"missingos/fs/jobfs"
 	"missingos/fs/kvfs"
 	"missingos/fs/lockfs"
@@ -22,16 +21,13 @@ import (
 	"missingos/scheduler/agent"
 	"missingos/scheduler/driver"
 	"missingos/srv/client"
-	"missingos/srv/data"
 	"missingos/srv/dc"
-	"missingos/srv/dc/file"
 	"missingos/srv/job"
 	"missingos/srv/kv"
 	"missingos/srv/lock"
 	"missingos/srv/meta"
 	"missingos/srv/replica"
 	"missingos/srv/topic"
-	"missingos/storage/block"
 )
 
 // rooms are the services that this node offers and the trees that it shows.
@@ -79,40 +75,6 @@ func (n *Node) openLock(r *rooms) {
 	r.closers = append(r.closers, closer{"locks", locks.Close})
 	r.mount.Rooms["lock"] = lockfs.New(locks)
 	n.replicas.holds = locks.HeldUnder
-}
-
-const (
-	blocksDir = "blocks"
-	// collectEvery is how often a node looks for blocks that no file references.
-	collectEvery = time.Hour
-)
-
-func (n *Node) openData(r *rooms) error {
-	store, err := block.Open(block.Config{
-		Dir: filepath.Join(n.cfg.Dir, blocksDir), Node: n.id.Node, ReserveBytes: int64(n.space.limit()), Fatal: n.cfg.Fatal, Log: n.log,
-	})
-	if err != nil {
-		return err
-	}
-	n.closes("blocks", func(context.Context) error { return store.Close() })
-	n.blocks = store
-	blocks := data.NewBlocks(store)
-	r.register = append(r.register, blocks.Register)
-	files := client.NewData(n.client, client.DataConfig{Store: store})
-	tree := datafs.New(datafs.Config{Service: files, Door: r.mount.Door, Node: n.id.Node, Log: n.log})
-	r.mount.Data, r.mount.KillPriv = tree, true
-	r.closers = append(r.closers, closer{"files", func(context.Context) error { files.Close(); return nil }}, closer{"data", tree.Close})
-	r.kinds[dc.KindData] = data.New(data.Config{Replicas: n.replicas, Deleter: files, Log: n.log}).Kind()
-	r.run = append(r.run, func(ctx context.Context) {
-		every(ctx, collectEvery, func() {
-			if deleted, err := blocks.CollectOrphans(ctx, files, file.OrphanAge); err != nil {
-				n.log.Warn("unreferenced blocks are not collected", "err", err)
-			} else if deleted > 0 {
-				n.log.Info("unreferenced blocks collected", "blocks", deleted)
-			}
-		})
-	})
-	return nil
 }
 
 func (n *Node) openKV(r *rooms) {

@@ -131,14 +131,17 @@ func (s *Store) NewID() file.BlockID {
 // Put stores data, 1 byte to dc.MaxBlockBytes, under id; ino is the inode it is written for. A block that is there already is left as it is.
 // It returns when other calls can read the block; [Store.Sync] makes it durable. dc.NoSpace when the disk or the bound is full.
 func (s *Store) Put(id file.BlockID, ino file.Ino, data []byte) error {
-	const op = "block.put"
+	return s.put("block.put", id, ino, data, false)
+}
+
+func (s *Store) put(op string, id file.BlockID, ino file.Ino, data []byte, replace bool) error {
 	if len(data) == 0 || len(data) > maxBlock {
 		return dc.Errorf(dc.Invalid, op, id.String(), "%d bytes, a block has 1 to %d", len(data), maxBlock)
 	}
 	h := header{
 		magic: magicLive, salt: s.salt, bytes: uint32(len(data)), id: id, ino: uint64(ino), stampMS: time.Now().UnixMilli(),
 	}
-	seg, err := s.reserve(op, &h)
+	seg, err := s.reserve(op, &h, replace)
 	if err != nil || seg == nil {
 		return err
 	}
@@ -147,18 +150,18 @@ func (s *Store) Put(id file.BlockID, ino file.Ino, data []byte) error {
 	if err == nil {
 		_, err = seg.f.WriteAt(head, h.offset)
 	}
-	return s.settle(op, &h, seg, err)
+	return s.settle(op, &h, seg, err, replace)
 }
 
-// reserve finds room for a record and notes that it is being written; no segment means that the block is there already.
-func (s *Store) reserve(op string, h *header) (*segment, error) {
+// reserve finds room for a record and notes that it is being written; no segment means that the block is there already, and is not to be replaced.
+func (s *Store) reserve(op string, h *header, replace bool) (*segment, error) {
 	need := recordBytes(h.bytes)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failed != nil {
 		return nil, s.failed
 	}
-	if _, ok := s.index[h.id]; ok {
+	if _, ok := s.index[h.id]; ok && !replace {
 		return nil, nil
 	}
 	if free := s.freeLocked(); free < need {
@@ -180,8 +183,17 @@ func (s *Store) reserve(op string, h *header) (*segment, error) {
 }
 
 // settle notes how writing a record went.
-func (s *Store) settle(op string, h *header, seg *segment, err error) error {
+func (s *Store) settle(op string, h *header, seg *segment, err error, replace bool) error {
 	need := recordBytes(h.bytes)
+	if err == nil && replace {
+		if err = s.exchange(h, seg); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(seg.writing, h.offset)
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(seg.writing, h.offset)
@@ -229,8 +241,22 @@ func (s *Store) freeLocked() int64 {
 // Read copies bytes of a block from off on into dst and verifies them. It gives less than len(dst) only at the block's end.
 // dc.NotFound if the block is not here, dc.Corrupt if the disk gave other bytes than were put.
 func (s *Store) Read(id file.BlockID, off int64, dst []byte) (int, error) {
-	const op = "block.read"
 	p, seg := s.find(id)
+	for {
+		n, err := s.readAt(id, p, seg, off, dst)
+		if err == nil {
+			return n, nil
+		}
+		now, again := s.find(id)
+		if again == nil || now == p {
+			return n, err
+		}
+		p, seg = now, again // it has been replaced meanwhile
+	}
+}
+
+func (s *Store) readAt(id file.BlockID, p place, seg *segment, off int64, dst []byte) (int, error) {
+	const op = "block.read"
 	if seg == nil {
 		return 0, dc.Errorf(dc.NotFound, op, id.String(), "node %s does not hold the block", s.cfg.Node)
 	}

@@ -43,6 +43,7 @@ type DataCommand struct {
 	//	*DataCommand_RemoveXattr
 	//	*DataCommand_Purge
 	//	*DataCommand_Forget
+	//	*DataCommand_Relocate
 	Op            isDataCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -205,6 +206,15 @@ func (x *DataCommand) GetForget() *DataForget {
 	return nil
 }
 
+func (x *DataCommand) GetRelocate() *DataRelocate {
+	if x != nil {
+		if x, ok := x.Op.(*DataCommand_Relocate); ok {
+			return x.Relocate
+		}
+	}
+	return nil
+}
+
 type isDataCommand_Op interface {
 	isDataCommand_Op()
 }
@@ -253,6 +263,10 @@ type DataCommand_Forget struct {
 	Forget *DataForget `protobuf:"bytes,20,opt,name=forget,proto3,oneof"`
 }
 
+type DataCommand_Relocate struct {
+	Relocate *DataRelocate `protobuf:"bytes,40,opt,name=relocate,proto3,oneof"`
+}
+
 func (*DataCommand_Make) isDataCommand_Op() {}
 
 func (*DataCommand_Link) isDataCommand_Op() {}
@@ -274,6 +288,8 @@ func (*DataCommand_RemoveXattr) isDataCommand_Op() {}
 func (*DataCommand_Purge) isDataCommand_Op() {}
 
 func (*DataCommand_Forget) isDataCommand_Op() {}
+
+func (*DataCommand_Relocate) isDataCommand_Op() {}
 
 type DataCaller struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1298,21 +1314,144 @@ func (x *DataGarbage) GetBlock() []byte {
 	return nil
 }
 
+// DataRelocate changes where blocks are said to be, after the copies have been made. A move that does not fit the row any more is left out, and what it
+// added becomes garbage.
+type DataRelocate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Moves         []*DataMove            `protobuf:"bytes,1,rep,name=moves,proto3" json:"moves,omitempty"`
+	UntilMs       int64                  `protobuf:"varint,2,opt,name=until_ms,json=untilMs,proto3" json:"until_ms,omitempty"` // of the log's clock: later, every move is left out
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataRelocate) Reset() {
+	*x = DataRelocate{}
+	mi := &file_data_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataRelocate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataRelocate) ProtoMessage() {}
+
+func (x *DataRelocate) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataRelocate.ProtoReflect.Descriptor instead.
+func (*DataRelocate) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *DataRelocate) GetMoves() []*DataMove {
+	if x != nil {
+		return x.Moves
+	}
+	return nil
+}
+
+func (x *DataRelocate) GetUntilMs() int64 {
+	if x != nil {
+		return x.UntilMs
+	}
+	return 0
+}
+
+type DataMove struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Block         []byte                 `protobuf:"bytes,1,opt,name=block,proto3" json:"block,omitempty"`
+	Was           []uint64               `protobuf:"varint,2,rep,packed,name=was,proto3" json:"was,omitempty"` // the row's nodes, in its order
+	Now           []uint64               `protobuf:"varint,3,rep,packed,name=now,proto3" json:"now,omitempty"`
+	Gone          []uint64               `protobuf:"varint,4,rep,packed,name=gone,proto3" json:"gone,omitempty"` // of those dropped: nodes that are not there to delete anything
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataMove) Reset() {
+	*x = DataMove{}
+	mi := &file_data_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataMove) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataMove) ProtoMessage() {}
+
+func (x *DataMove) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataMove.ProtoReflect.Descriptor instead.
+func (*DataMove) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *DataMove) GetBlock() []byte {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *DataMove) GetWas() []uint64 {
+	if x != nil {
+		return x.Was
+	}
+	return nil
+}
+
+func (x *DataMove) GetNow() []uint64 {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *DataMove) GetGone() []uint64 {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
 // DataResult is what every command answers.
 type DataResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inode         *DataInode             `protobuf:"bytes,1,opt,name=inode,proto3" json:"inode,omitempty"`
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
-	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of an append
-	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`     // a truncate or purge is not done yet: ask again
-	Gone          uint64                 `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`     // the inode whose last name was removed, if any
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`       // of an append
+	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`           // a truncate or purge is not done yet: ask again
+	Gone          uint64                 `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`           // the inode whose last name was removed, if any
+	Moved         []bool                 `protobuf:"varint,20,rep,packed,name=moved,proto3" json:"moved,omitempty"` // of a relocation: which moves took place
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataResult) Reset() {
 	*x = DataResult{}
-	mi := &file_data_proto_msgTypes[16]
+	mi := &file_data_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1324,7 +1463,7 @@ func (x *DataResult) String() string {
 func (*DataResult) ProtoMessage() {}
 
 func (x *DataResult) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[16]
+	mi := &file_data_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1337,7 +1476,7 @@ func (x *DataResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataResult.ProtoReflect.Descriptor instead.
 func (*DataResult) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{16}
+	return file_data_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DataResult) GetInode() *DataInode {
@@ -1375,6 +1514,13 @@ func (x *DataResult) GetGone() uint64 {
 	return 0
 }
 
+func (x *DataResult) GetMoved() []bool {
+	if x != nil {
+		return x.Moved
+	}
+	return nil
+}
+
 // DataInode is the stored inode.
 type DataInode struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1404,7 +1550,7 @@ type DataInode struct {
 
 func (x *DataInode) Reset() {
 	*x = DataInode{}
-	mi := &file_data_proto_msgTypes[17]
+	mi := &file_data_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1562,7 @@ func (x *DataInode) String() string {
 func (*DataInode) ProtoMessage() {}
 
 func (x *DataInode) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[17]
+	mi := &file_data_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1575,7 @@ func (x *DataInode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataInode.ProtoReflect.Descriptor instead.
 func (*DataInode) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{17}
+	return file_data_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DataInode) GetIno() uint64 {
@@ -1582,7 +1728,7 @@ type DataDentry struct {
 
 func (x *DataDentry) Reset() {
 	*x = DataDentry{}
-	mi := &file_data_proto_msgTypes[18]
+	mi := &file_data_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1740,7 @@ func (x *DataDentry) String() string {
 func (*DataDentry) ProtoMessage() {}
 
 func (x *DataDentry) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[18]
+	mi := &file_data_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1753,7 @@ func (x *DataDentry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataDentry.ProtoReflect.Descriptor instead.
 func (*DataDentry) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{18}
+	return file_data_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DataDentry) GetIno() uint64 {
@@ -1635,7 +1781,7 @@ type DataExtent struct {
 
 func (x *DataExtent) Reset() {
 	*x = DataExtent{}
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1793,7 @@ func (x *DataExtent) String() string {
 func (*DataExtent) ProtoMessage() {}
 
 func (x *DataExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1806,7 @@ func (x *DataExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataExtent.ProtoReflect.Descriptor instead.
 func (*DataExtent) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{19}
+	return file_data_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DataExtent) GetLen() int64 {
@@ -1695,7 +1841,7 @@ type DataBlock struct {
 
 func (x *DataBlock) Reset() {
 	*x = DataBlock{}
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1853,7 @@ func (x *DataBlock) String() string {
 func (*DataBlock) ProtoMessage() {}
 
 func (x *DataBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1720,7 +1866,7 @@ func (x *DataBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBlock.ProtoReflect.Descriptor instead.
 func (*DataBlock) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{20}
+	return file_data_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DataBlock) GetRefs() uint32 {
@@ -1755,7 +1901,7 @@ type DataUsage struct {
 
 func (x *DataUsage) Reset() {
 	*x = DataUsage{}
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1767,7 +1913,7 @@ func (x *DataUsage) String() string {
 func (*DataUsage) ProtoMessage() {}
 
 func (x *DataUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1780,7 +1926,7 @@ func (x *DataUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataUsage.ProtoReflect.Descriptor instead.
 func (*DataUsage) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{21}
+	return file_data_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DataUsage) GetInodes() int64 {
@@ -1809,7 +1955,7 @@ var File_data_proto protoreflect.FileDescriptor
 const file_data_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"data.proto\x12\rdc.command.v1\"\xc5\x05\n" +
+	"data.proto\x12\rdc.command.v1\"\x80\x06\n" +
 	"\vDataCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x121\n" +
 	"\x06caller\x18\x02 \x01(\v2\x19.dc.command.v1.DataCallerR\x06caller\x12\x10\n" +
@@ -1825,7 +1971,8 @@ const file_data_proto_rawDesc = "" +
 	"\tset_xattr\x18\x11 \x01(\v2\x1b.dc.command.v1.DataSetXattrH\x00R\bsetXattr\x12C\n" +
 	"\fremove_xattr\x18\x12 \x01(\v2\x1e.dc.command.v1.DataRemoveXattrH\x00R\vremoveXattr\x120\n" +
 	"\x05purge\x18\x13 \x01(\v2\x18.dc.command.v1.DataPurgeH\x00R\x05purge\x123\n" +
-	"\x06forget\x18\x14 \x01(\v2\x19.dc.command.v1.DataForgetH\x00R\x06forgetB\x04\n" +
+	"\x06forget\x18\x14 \x01(\v2\x19.dc.command.v1.DataForgetH\x00R\x06forget\x129\n" +
+	"\brelocate\x18( \x01(\v2\x1b.dc.command.v1.DataRelocateH\x00R\brelocateB\x04\n" +
 	"\x02op\"H\n" +
 	"\n" +
 	"DataCaller\x12\x10\n" +
@@ -1916,14 +2063,23 @@ const file_data_proto_rawDesc = "" +
 	"\x06blocks\x18\x01 \x03(\v2\x1a.dc.command.v1.DataGarbageR\x06blocks\"7\n" +
 	"\vDataGarbage\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05block\x18\x02 \x01(\fR\x05block\"\x96\x01\n" +
+	"\x05block\x18\x02 \x01(\fR\x05block\"X\n" +
+	"\fDataRelocate\x12-\n" +
+	"\x05moves\x18\x01 \x03(\v2\x17.dc.command.v1.DataMoveR\x05moves\x12\x19\n" +
+	"\buntil_ms\x18\x02 \x01(\x03R\auntilMs\"X\n" +
+	"\bDataMove\x12\x14\n" +
+	"\x05block\x18\x01 \x01(\fR\x05block\x12\x10\n" +
+	"\x03was\x18\x02 \x03(\x04R\x03was\x12\x10\n" +
+	"\x03now\x18\x03 \x03(\x04R\x03now\x12\x12\n" +
+	"\x04gone\x18\x04 \x03(\x04R\x04gone\"\xac\x01\n" +
 	"\n" +
 	"DataResult\x12.\n" +
 	"\x05inode\x18\x01 \x01(\v2\x18.dc.command.v1.DataInodeR\x05inode\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
-	"\x04gone\x18\x05 \x01(\x04R\x04gone\"\xd9\x03\n" +
+	"\x04gone\x18\x05 \x01(\x04R\x04gone\x12\x14\n" +
+	"\x05moved\x18\x14 \x03(\bR\x05moved\"\xd9\x03\n" +
 	"\tDataInode\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -1978,7 +2134,7 @@ func file_data_proto_rawDescGZIP() []byte {
 	return file_data_proto_rawDescData
 }
 
-var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_data_proto_goTypes = []any{
 	(*DataCommand)(nil),     // 0: dc.command.v1.DataCommand
 	(*DataCaller)(nil),      // 1: dc.command.v1.DataCaller
@@ -1996,12 +2152,14 @@ var file_data_proto_goTypes = []any{
 	(*DataPurge)(nil),       // 13: dc.command.v1.DataPurge
 	(*DataForget)(nil),      // 14: dc.command.v1.DataForget
 	(*DataGarbage)(nil),     // 15: dc.command.v1.DataGarbage
-	(*DataResult)(nil),      // 16: dc.command.v1.DataResult
-	(*DataInode)(nil),       // 17: dc.command.v1.DataInode
-	(*DataDentry)(nil),      // 18: dc.command.v1.DataDentry
-	(*DataExtent)(nil),      // 19: dc.command.v1.DataExtent
-	(*DataBlock)(nil),       // 20: dc.command.v1.DataBlock
-	(*DataUsage)(nil),       // 21: dc.command.v1.DataUsage
+	(*DataRelocate)(nil),    // 16: dc.command.v1.DataRelocate
+	(*DataMove)(nil),        // 17: dc.command.v1.DataMove
+	(*DataResult)(nil),      // 18: dc.command.v1.DataResult
+	(*DataInode)(nil),       // 19: dc.command.v1.DataInode
+	(*DataDentry)(nil),      // 20: dc.command.v1.DataDentry
+	(*DataExtent)(nil),      // 21: dc.command.v1.DataExtent
+	(*DataBlock)(nil),       // 22: dc.command.v1.DataBlock
+	(*DataUsage)(nil),       // 23: dc.command.v1.DataUsage
 }
 var file_data_proto_depIdxs = []int32{
 	1,  // 0: dc.command.v1.DataCommand.caller:type_name -> dc.command.v1.DataCaller
@@ -2016,16 +2174,18 @@ var file_data_proto_depIdxs = []int32{
 	12, // 9: dc.command.v1.DataCommand.remove_xattr:type_name -> dc.command.v1.DataRemoveXattr
 	13, // 10: dc.command.v1.DataCommand.purge:type_name -> dc.command.v1.DataPurge
 	14, // 11: dc.command.v1.DataCommand.forget:type_name -> dc.command.v1.DataForget
-	7,  // 12: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
-	8,  // 13: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
-	7,  // 14: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
-	15, // 15: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
-	17, // 16: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	16, // 12: dc.command.v1.DataCommand.relocate:type_name -> dc.command.v1.DataRelocate
+	7,  // 13: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
+	8,  // 14: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
+	7,  // 15: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
+	15, // 16: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
+	17, // 17: dc.command.v1.DataRelocate.moves:type_name -> dc.command.v1.DataMove
+	19, // 18: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_data_proto_init() }
@@ -2045,6 +2205,7 @@ func file_data_proto_init() {
 		(*DataCommand_RemoveXattr)(nil),
 		(*DataCommand_Purge)(nil),
 		(*DataCommand_Forget)(nil),
+		(*DataCommand_Relocate)(nil),
 	}
 	file_data_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
@@ -2053,7 +2214,7 @@ func file_data_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_proto_rawDesc), len(file_data_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,11 +39,14 @@ type Cluster struct {
 	t       testing.TB
 	Meta    *replica.Memory
 	Service *data.Service
+	dir     string
 	nodes   []*node
+	ready   atomic.Bool // Meta is set
 
 	mu    sync.Mutex
 	cut   map[dc.NodeID]bool
 	stall map[dc.NodeID]bool
+	as    map[dc.NodeID]data.Member // what a test says of nodes
 }
 
 type node struct {
@@ -59,6 +63,7 @@ type Option func(*options)
 type options struct {
 	grace time.Duration
 	bytes int64
+	rate  int64 // of the care for blocks; 0: none
 }
 
 // Grace sets data.Config.Grace, by default a second more than a mount takes between reports.
@@ -67,6 +72,9 @@ func Grace(d time.Duration) Option { return func(o *options) { o.grace = d } }
 // StoreBytes bounds each block store.
 func StoreBytes(n int64) Option { return func(o *options) { o.bytes = n } }
 
+// Care has blocks cared for, at a number of bytes a second; less than 0 is no limit. See [Cluster.Say].
+func Care(rate int64) Option { return func(o *options) { o.rate = rate } }
+
 // New starts the services of n nodes; they end with the test.
 func New(t testing.TB, n int, opts ...Option) *Cluster {
 	t.Helper()
@@ -74,12 +82,12 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: o.grace})}
-	dir := t.TempDir()
+	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, as: map[dc.NodeID]data.Member{}, Service: data.New(data.Config{Grace: o.grace})}
+	c.dir = t.TempDir()
 	for i := range n {
 		id := dc.NodeID(i + 1)
 		store, err := block.Open(block.Config{
-			Dir: filepath.Join(dir, strconv.Itoa(i+1)), Node: id, MaxBytes: o.bytes, ReserveBytes: 1,
+			Dir: c.Dir(id), Node: id, MaxBytes: o.bytes, ReserveBytes: 1,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -88,15 +96,19 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 		x.blocks.Register(x.local)
 		c.nodes = append(c.nodes, x)
 	}
-	kind := c.Service.Kind()
-	c.Meta = replica.NewMemory(Group, kind)
-	c.Service.SetReplicas(c.Meta)
-	kind.Register(c.nodes[0].local)
 	for _, x := range c.nodes {
-		core := client.New(client.Config{Node: x.id, Nodes: c, Directory: c})
-		x.client = client.NewData(core, client.DataConfig{Store: x.store, Nodes: c.Nodes})
+		x.client = client.NewData(client.New(client.Config{Node: x.id, Nodes: c, Directory: c}), client.DataConfig{Store: x.store, Nodes: c.Nodes})
+		x.blocks.SetPeers(x.client)
 	}
 	c.Service.SetDeleter(c.nodes[0].client)
+	if o.rate != 0 {
+		c.Service.SetCare(data.CareConfig{Stores: c.nodes[0].client, Members: c.members, Rate: o.rate, Every: 20 * time.Millisecond})
+	}
+	kind := c.Service.Kind()
+	c.Service.SetReplicas(leading{c})
+	kind.Register(c.nodes[0].local)
+	c.Meta = replica.NewMemory(Group, kind)
+	c.ready.Store(true)
 	t.Cleanup(c.close)
 	return c
 }
@@ -119,8 +131,43 @@ func (c *Cluster) Client(n dc.NodeID) *client.Data { return c.nodes[n-1].client 
 // Store is node n's block store.
 func (c *Cluster) Store(n dc.NodeID) *block.Store { return c.nodes[n-1].store }
 
+// Dir is where node n's store keeps its files.
+func (c *Cluster) Dir(n dc.NodeID) string { return filepath.Join(c.dir, strconv.Itoa(int(n))) }
+
 // Blocks is node n's block service.
 func (c *Cluster) Blocks(n dc.NodeID) *data.Blocks { return c.nodes[n-1].blocks }
+
+// leading finds Meta once it is there.
+type leading struct{ c *Cluster }
+
+func (l leading) Leading(g dc.GroupID) (replica.Replica, error) {
+	if !l.c.ready.Load() {
+		return nil, dc.Errorf(dc.NotLeader, "", "", "the group is being made")
+	}
+	return l.c.Meta.Leading(g)
+}
+
+// Say has the care for blocks believe something else of node n than that it is up unless it is cut off.
+func (c *Cluster) Say(n dc.NodeID, m data.Member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m.Node = n
+	c.as[n] = m
+}
+
+func (c *Cluster) members(context.Context) ([]data.Member, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var all []data.Member
+	for _, x := range c.nodes {
+		m, said := c.as[x.id]
+		if !said {
+			m = data.Member{Node: x.id, Up: !c.cut[x.id] && !c.stall[x.id]}
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
 
 // Cut makes node n unreachable from the others, or reachable again.
 func (c *Cluster) Cut(n dc.NodeID, cut bool) {

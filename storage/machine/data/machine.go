@@ -76,6 +76,8 @@ func (o *operation) run(c *command.DataCommand) (*command.DataResult, error) {
 		return o.purge(op.Purge)
 	case *command.DataCommand_Forget:
 		return o.forget(op.Forget)
+	case *command.DataCommand_Relocate:
+		return o.relocate(op.Relocate)
 	}
 	panic(fmt.Sprintf("data: unknown command %T", c.Op))
 }
