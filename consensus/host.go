@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -137,9 +138,14 @@ func (h *Host) Group(id dc.GroupID) (*Group, bool) {
 
 // Groups lists the open groups.
 func (h *Host) Groups() []*Group {
+	return h.groupsInto(nil)
+}
+
+// groupsInto appends the groups to all, in any order.
+func (h *Host) groupsInto(all []*Group) []*Group {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	all := make([]*Group, 0, len(h.groups))
+	all = slices.Grow(all, len(h.groups))
 	for _, g := range h.groups {
 		all = append(all, g)
 	}

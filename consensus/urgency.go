@@ -47,6 +47,14 @@ func (g *Group) tune() {
 	g.patient.Store(!now.urgent)
 }
 
+// steady tells cheaply that tune would leave everything as it is, but for held states.
+func (g *Group) steady(sinceBegin int64) bool {
+	if g.tuned.urgent {
+		return false
+	}
+	return g.raft.State() == raft.Leader || sinceBegin-g.heard.Load() <= int64(g.host.cfg.Timing.Election)
+}
+
 // lastHeard is when this follower last heard of its leader.
 func (g *Group) lastHeard() time.Time {
 	raft, other := g.raft.LastContact(), g.host.began.Add(time.Duration(g.heard.Load()))

@@ -3,6 +3,7 @@ package transport
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"missingos/srv/dc"
@@ -14,13 +15,16 @@ import (
 // as many messages as there are groups.
 //
 // An idle leader also repeats its commit index now and then, in a message of each group's own to each follower. What a follower has acknowledged
-// once says nothing new, so it goes out as a heartbeat but for one time in repeatEvery: a follower that has restarted learns the
-// commit index by that, or sooner, since a heartbeat that failed ends the saving.
+// once says nothing new as long as it is the same process (life): if it answers heartbeats the message is not sent at all, and Raft told that it was, but
+// for one time in repeatEvery. Raft then holds the follower's last answer for newer than it is, by freshBeats at most: a leader that has lost its
+// majority steps down so much later. Reads do not count on that.
 
 // A beats gathers the heartbeats to one node.
 type beats struct {
 	t    *Transport
 	peer dc.NodeID
+
+	life atomic.Uint64 // of the peer's process, as it last said; zero if it never did
 
 	mu   sync.Mutex
 	next *beatBatch // is gathering; nil if none
@@ -116,6 +120,9 @@ func (b *beats) run(batch *beatBatch) {
 	if err == nil {
 		batch.reply, err = c.Beat(batch.ctx, &batch.req)
 	}
+	if err == nil {
+		b.life.Store(batch.reply.Life)
+	}
 	batch.err = err
 }
 
@@ -144,7 +151,7 @@ func (s service) Beat(ctx context.Context, r *BeatRequest) (*BeatReply, error) {
 		slot  int
 		reply *AppendReply
 	}
-	reply := &BeatReply{Slots: make([]*BeatSlot, len(r.Groups))}
+	reply := &BeatReply{Life: s.t.life, Slots: make([]*BeatSlot, len(r.Groups))}
 	lanes := s.t.heard(r, reply)
 	answers := make(chan answer, len(lanes))
 	open := 0

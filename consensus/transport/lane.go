@@ -28,9 +28,9 @@ type Lane struct {
 	cancel    context.CancelFunc
 	closing   sync.Once
 
-	mu      sync.Mutex     // of waiting against Close, and of said
+	mu      sync.Mutex     // of waiting against Close, and of peers
 	waiting sync.WaitGroup // turns whose callers gave up
-	said    map[raft.ServerAddress]*said
+	peers   map[dc.NodeID]*peer
 }
 
 var (
@@ -193,84 +193,61 @@ func (l *Lane) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *r
 	if l.silent.Load() {
 		return errSilent
 	}
+	n, err := dc.ParseNodeID(string(target))
+	if err != nil {
+		return err
+	}
 	// Raft counts entries, not bytes. It reads back from args what was sent, so cutting them here is enough for it to go on from there.
 	args.Entries = upTo(args.Entries, maxAppendBytes)
 	r := &AppendRequest{
 		From: l.from(), Group: uint64(l.group), Term: args.Term, PrevIndex: args.PrevLogEntry, PrevTerm: args.PrevLogTerm,
 		Commit: args.LeaderCommitIndex, Entries: encodeEntries(args.Entries),
 	}
-	answered := func(reply *AppendReply, err error) error {
-		if err == nil {
-			*resp = raft.AppendEntriesResponse{
-				RPCHeader: headerOf(target), Term: reply.Term, LastLog: reply.LastIndex, Success: reply.Success, NoRetryBackoff: reply.NoRetryBackoff,
-			}
+	var reply *AppendReply
+	switch life := l.t.beats(n).life.Load(); {
+	case isHeartbeat(r):
+		reply, err = l.beat(n, r)
+	case l.repeats(n, r, life):
+		reply = &AppendReply{Term: r.Term, LastIndex: r.PrevIndex, Success: true}
+	default:
+		reply, err = l.append(target, r)
+		if err == nil && reply.Success && len(r.Entries) == 0 {
+			l.acknowledged(n, r, life)
+		} else {
+			l.forget(n)
 		}
+	}
+	if err != nil {
 		return err
 	}
-	if isHeartbeat(r) || l.repeats(target, r) {
-		return l.beat(target, r, answered)
+	*resp = raft.AppendEntriesResponse{
+		RPCHeader: headerOf(target), Term: reply.Term, LastLog: reply.LastIndex, Success: reply.Success, NoRetryBackoff: reply.NoRetryBackoff,
 	}
-	return l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) error {
-		reply, err := c.Append(ctx, r)
-		if err == nil && reply.Success && len(r.Entries) == 0 {
-			l.remember(target, r)
-		} else {
-			l.remember(target, nil)
-		}
+	return nil
+}
+
+// append sends entries, or news of the commit index.
+func (l *Lane) append(target raft.ServerAddress, r *AppendRequest) (reply *AppendReply, err error) {
+	err = l.call(target, appendTimeout, func(ctx context.Context, c RaftClient) (err error) {
+		reply, err = c.Append(ctx, r)
 		if err == nil && reply.Success && l.replica != nil {
 			// Raft counts this replica's own copy already: it must be on disk before another's can make a majority with it.
 			err = l.replica.Durable(ctx, r.PrevIndex+uint64(len(r.Entries)))
 		}
-		return answered(reply, err)
+		return err
 	})
+	return reply, err
 }
 
 // beat sends a heartbeat together with those of other groups.
-func (l *Lane) beat(target raft.ServerAddress, r *AppendRequest, answered func(*AppendReply, error) error) error {
-	n, err := dc.ParseNodeID(string(target))
-	if err != nil {
-		return err
-	}
+func (l *Lane) beat(n dc.NodeID, r *AppendRequest) (*AppendReply, error) {
 	reply, err := l.t.beats(n).send(l.ctx, r)
-	if err != nil || !reply.Success {
-		l.remember(target, nil)
+	if err == nil && reply.Success {
+		l.answered(n, r.Term)
+	} else {
+		l.forget(n)
 	}
-	return answered(reply, err)
-}
-
-// repeatEvery is how often one in that many messages is sent that repeat what was acknowledged before.
-const repeatEvery = 5
-
-// said is a message without entries that a follower has acknowledged.
-type said struct {
-	term, prevIndex, prevTerm, commit uint64
-	times                             int // repeated since as heartbeats
-}
-
-// remember notes what target has acknowledged; nil is nothing.
-func (l *Lane) remember(target raft.ServerAddress, r *AppendRequest) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if r == nil {
-		delete(l.said, target)
-		return
-	}
-	if l.said == nil {
-		l.said = map[raft.ServerAddress]*said{}
-	}
-	l.said[target] = &said{term: r.Term, prevIndex: r.PrevIndex, prevTerm: r.PrevTerm, commit: r.Commit}
-}
-
-// repeats tells whether r says only what target has acknowledged, and may go as a heartbeat this time.
-func (l *Lane) repeats(target raft.ServerAddress, r *AppendRequest) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	was := l.said[target]
-	if was == nil || len(r.Entries) > 0 || was.term != r.Term || was.prevIndex != r.PrevIndex || was.prevTerm != r.PrevTerm || was.commit != r.Commit {
-		return false
-	}
-	was.times++
-	return was.times%repeatEvery != 0
+	return reply, err
 }
 
 // upTo gives the first entries that fit into limit bytes, at least one if there is one.

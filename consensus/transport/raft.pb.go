@@ -331,6 +331,7 @@ func (x *BeatRequest) GetTerms() []uint64 {
 type BeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Slots         []*BeatSlot            `protobuf:"bytes,1,rep,name=slots,proto3" json:"slots,omitempty"`
+	Life          uint64                 `protobuf:"fixed64,2,opt,name=life,proto3" json:"life,omitempty"` // of the process that answers; another one has forgotten what it had acknowledged of commit indexes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -370,6 +371,13 @@ func (x *BeatReply) GetSlots() []*BeatSlot {
 		return x.Slots
 	}
 	return nil
+}
+
+func (x *BeatReply) GetLife() uint64 {
+	if x != nil {
+		return x.Life
+	}
+	return 0
 }
 
 type BeatSlot struct {
@@ -1743,9 +1751,10 @@ const file_raft_proto_rawDesc = "" +
 	"\vBeatRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x16\n" +
 	"\x06groups\x18\x02 \x03(\x04R\x06groups\x12\x14\n" +
-	"\x05terms\x18\x03 \x03(\x04R\x05terms\"7\n" +
+	"\x05terms\x18\x03 \x03(\x04R\x05terms\"K\n" +
 	"\tBeatReply\x12*\n" +
-	"\x05slots\x18\x01 \x03(\v2\x14.dc.raft.v1.BeatSlotR\x05slots\"U\n" +
+	"\x05slots\x18\x01 \x03(\v2\x14.dc.raft.v1.BeatSlotR\x05slots\x12\x12\n" +
+	"\x04life\x18\x02 \x01(\x06R\x04life\"U\n" +
 	"\bBeatSlot\x12\x1a\n" +
 	"\banswered\x18\x01 \x01(\bR\banswered\x12-\n" +
 	"\x05reply\x18\x02 \x01(\v2\x17.dc.raft.v1.AppendReplyR\x05reply\"\xb5\x01\n" +

@@ -2,6 +2,7 @@ package transport
 
 import (
 	"context"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -74,6 +75,7 @@ type Replica interface {
 type Transport struct {
 	cfg     Config
 	began   time.Time      // of the pulse
+	life    uint64         // of this process, at random
 	sending sync.WaitGroup // common heartbeats under way
 
 	mu    sync.RWMutex
@@ -83,7 +85,7 @@ type Transport struct {
 
 // New makes a transport without groups.
 func New(cfg Config) *Transport {
-	return &Transport{cfg: cfg, began: time.Now(), lanes: map[dc.GroupID]*Lane{}, peers: map[dc.NodeID]*beats{}}
+	return &Transport{cfg: cfg, began: time.Now(), life: rand.Uint64(), lanes: map[dc.GroupID]*Lane{}, peers: map[dc.NodeID]*beats{}}
 }
 
 // Close waits until nothing is sent any more. It comes after the lanes' Close.
