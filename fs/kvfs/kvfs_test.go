@@ -284,6 +284,9 @@ func TestBulkDoors(t *testing.T) {
 			"bash: line 2: printf: write error: Invalid argument\nt/e1\nNo such\nline 2",
 		},
 		{`printf 'g//h\tv\n' > t/.dc/load; head -n 1 ../.dc/errors | grep -o 'lines 1 to 1'`, "bash: line 2: printf: write error: Invalid argument\nlines 1 to 1"},
+		// A line goes on after others have closed the descriptor that they inherited; its end may be the end of the file.
+		{`mkdir u; exec 3>u/.dc/load; printf 'i' >&3; /bin/true; printf '1\tv' >&3; (:); ls u/i u/i1 2>&1 | grep -c 'No such'; printf 'w\ni2\tlast' >&3; /bin/true; exec 3>&-; cat u/i1 u/i2`, "2\nvwlast"},
+		{`printf 'half' > u/.dc/load; head -n 1 ../.dc/errors | grep -o 'line 1 .*neither'; printf '' > u/.dc/load`, "line 1 (all before are loaded) u: neither"},
 		{`exec 3<>t/.dc/scan; echo 'prefix=n0000 limit=2 format=tsv' >&3; cat <&3`, "n00001\tv1\nn00002\tv2"},
 		{`exec 3<>t/.dc/scan; echo 'reverse limit=1 keys-only format=tsv' >&3; cat <&3`, "n05000"},
 		{`exec 3<>t/.dc/scan; echo 'from=b to=n00002 keys-only' >&3; jq -r .key <&3`, "b\nc/d\ne1\nn00001"},

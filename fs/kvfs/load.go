@@ -44,7 +44,10 @@ type loader struct {
 	rows    int
 	answer  []byte
 	asked   bool
-	failed  error // a refused line ends the load: the ones after it must not be loaded as if nothing were missing
+	closer  context.Context // of the latest close(2) that left a line without an end
+	refused bool            // that close was told that the line is none
+	settled chan struct{}   // closed when such a line is loaded; nil if none is
+	failed  error           // a refused line ends the load: the ones after it must not be loaded as if nothing were missing
 }
 
 var (
@@ -52,6 +55,7 @@ var (
 	_ synth.Writer   = (*loader)(nil)
 	_ synth.Flusher  = (*loader)(nil)
 	_ synth.Streamer = (*loader)(nil)
+	_ synth.Settler  = (*loader)(nil)
 )
 
 // Stream tells that offsets mean nothing.
@@ -67,7 +71,7 @@ func (l *loader) Write(ctx context.Context, data []byte, _ int64) (int, error) {
 	if l.failed != nil {
 		return 0, l.failed
 	}
-	l.asked, l.answer = false, nil
+	l.asked, l.answer, l.refused = false, nil, false
 	end := bytes.LastIndexByte(data, '\n') + 1
 	if end == 0 {
 		if len(l.partial)+len(data) > maxLine {
@@ -154,13 +158,32 @@ func parseLine(line []byte) (client.KVPair, error) {
 	return client.KVPair{Key: tsvUnescape.Replace(string(key)), Value: []byte(tsvUnescape.Replace(string(value)))}, nil
 }
 
-// Flush loads a last line that has no newline.
+// Flush looks at a last line that has no newline. It must not be loaded yet: a descriptor is closed by everybody who inherited it, and the line may go on.
 func (l *loader) Flush(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.finish(ctx)
+	if l.failed != nil || len(bytes.TrimSpace(l.partial)) == 0 {
+		return l.failed
+	}
+	l.closer = context.WithoutCancel(ctx)
+	_, err := parseLine(l.partial)
+	if l.refused = err != nil; l.refused {
+		return dc.Wrap(err, fmt.Sprintf("kv.load: line %d (all before are loaded)", l.lines+1), l.table.Name)
+	}
+	if l.settled == nil {
+		l.settled = make(chan struct{})
+	}
+	return nil
 }
 
+// Settling implements synth.Settler: closed once the last line is loaded.
+func (l *loader) Settling() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.settled
+}
+
+// finish loads a last line that has no newline.
 func (l *loader) finish(ctx context.Context) error {
 	rest := l.partial
 	l.partial = nil
@@ -188,5 +211,18 @@ func (l *loader) Read(ctx context.Context, dst []byte, _ int64) (int, error) {
 	return n, nil
 }
 
-// Release has nothing to do: close(2) has flushed.
-func (l *loader) Release() {}
+// Release loads a last line that has no newline, unless a close has refused it.
+func (l *loader) Release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closer != nil && l.failed == nil && !l.refused {
+		ctx, cancel := context.WithTimeout(l.closer, dc.OpTimeout)
+		defer cancel()
+		if err := l.finish(ctx); err != nil {
+			synth.Report(ctx, err)
+		}
+	}
+	if l.settled != nil {
+		close(l.settled)
+	}
+}

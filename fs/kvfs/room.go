@@ -152,7 +152,7 @@ func (g *sight) attr(ctx context.Context, s Store, t client.Descriptor, path str
 		r = &now
 		if err != nil && dc.KindOf(err) == dc.NotFound || err == nil && now.Dir != isDir {
 			if r = g.last.Load(); r == nil {
-				return synth.Attr{}, dc.Errorf(dc.Stale, "kv.stat", path, "it was removed since it was found")
+				return synth.Attr{}, dc.Errorf(dc.Stale, "kv.stat", t.Name+"/"+path, "it was removed since it was found")
 			}
 		} else if err != nil {
 			return synth.Attr{}, err

@@ -80,10 +80,10 @@ func (f *row) Getxattr(ctx context.Context, name string) ([]byte, error) {
 func (f *row) Listxattr(context.Context) ([]string, error) { return nil, nil }
 
 func (f *row) Setxattr(_ context.Context, name string, _ []byte, _ uint32) error {
-	return noXattr(f.path, name)
+	return noXattr(f.table.Name+"/"+f.path, name)
 }
 
-func (f *row) Removexattr(_ context.Context, name string) error { return noXattr(f.path, name) }
+func (f *row) Removexattr(_ context.Context, name string) error { return noXattr(f.table.Name+"/"+f.path, name) }
 
 func noXattr(path, name string) error {
 	if strings.HasPrefix(name, "user.dc.") {
@@ -137,7 +137,7 @@ func (h *handle) Read(ctx context.Context, dst []byte, off int64) (int, error) {
 		// A row that has replaced the opened one (mv) is read as well: whoever opens a row while it is replaced must see one of the two.
 		_, value, err := h.store.Get(ctx, h.table, h.path)
 		if err != nil && dc.KindOf(err) == dc.NotFound {
-			return 0, dc.Errorf(dc.Stale, "kv.get", h.path, "the row was removed since it was opened")
+			return 0, dc.Errorf(dc.Stale, "kv.get", h.table.Name+"/"+h.path, "the row was removed since it was opened")
 		}
 		if err != nil {
 			return 0, err
@@ -158,7 +158,7 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 	select { // one at a time: the first write of a new value must not overtake the second
 	case <-h.turn:
 	case <-ctx.Done():
-		return 0, dc.Errorf(dc.KindOf(ctx.Err()), "kv.put", h.path, "%w", ctx.Err())
+		return 0, dc.Errorf(dc.KindOf(ctx.Err()), "kv.put", h.table.Name+"/"+h.path, "%w", ctx.Err())
 	}
 	defer func() { h.turn <- struct{}{} }()
 	h.mu.Lock()
@@ -177,11 +177,11 @@ func (h *handle) Write(ctx context.Context, data []byte, off int64) (int, error)
 		p.How, p.Data, p.Offset = client.KVReplace, append(make([]byte, min(off, dc.MaxValueBytes)), data...), 0
 	}
 	if off > dc.MaxValueBytes && p.How != client.KVAppend {
-		return 0, dc.Errorf(dc.TooLarge, "kv.put", h.path, "a value of %d bytes exceeds the limit of 1 MiB of a row (MaxValueBytes); keep it in /dc/data", off+int64(len(data)))
+		return 0, dc.Errorf(dc.TooLarge, "kv.put", h.table.Name+"/"+h.path, "a value of %d bytes exceeds the limit of 1 MiB of a row (MaxValueBytes); keep it in /dc/data", off+int64(len(data)))
 	}
 	r, err := h.store.Put(ctx, h.table, h.path, p)
 	if err != nil && p.MustExist && dc.KindOf(err) == dc.NotFound {
-		return 0, dc.Errorf(dc.Stale, "kv.put", h.path, "the row was removed since it was opened")
+		return 0, dc.Errorf(dc.Stale, "kv.put", h.table.Name+"/"+h.path, "the row was removed since it was opened")
 	}
 	if err != nil {
 		return 0, err

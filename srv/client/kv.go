@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -151,11 +152,24 @@ func (k *KV) gone(ctx context.Context, t Descriptor, err error) error {
 }
 
 func (k *KV) query(ctx context.Context, t Descriptor, call Call) error {
-	return k.gone(ctx, t, k.c.Query(ctx, t.Group, call))
+	return inTable(t, k.gone(ctx, t, k.c.Query(ctx, t.Group, call)))
 }
 
 func (k *KV) mutate(ctx context.Context, t Descriptor, call Call) error {
-	return k.gone(ctx, t, k.c.Mutate(ctx, t.Group, call))
+	return inTable(t, k.gone(ctx, t, k.c.Mutate(ctx, t.Group, call)))
+}
+
+// inTable has an error of a table's service, which knows its number and keys, name the table.
+func inTable(t Descriptor, err error) error {
+	e, ok := err.(*dc.Error)
+	if !ok || !strings.HasPrefix(e.Op, "kv.") {
+		return err
+	}
+	named := *e
+	if named.Path = t.Name; e.Path != "" {
+		named.Path += "/" + e.Path
+	}
+	return &named
 }
 
 // Stat describes a row or directory.
@@ -358,7 +372,7 @@ func (k *KV) Scan(ctx context.Context, t Descriptor, s KVScan, fn func(KVPair) e
 				return nil
 			}
 			if err != nil && begun { // not again from the start
-				return dc.Errorf(dc.Internal, "kv.scan", t.Name, "the scan was cut off: %w", err)
+				return dc.Errorf(dc.Internal, "kv.scan", "", "the scan was cut off: %w", err)
 			}
 			if err != nil {
 				return err
@@ -371,5 +385,5 @@ func (k *KV) Scan(ctx context.Context, t Descriptor, s KVScan, fn func(KVPair) e
 			}
 		}
 	})
-	return k.gone(ctx, t, err)
+	return inTable(t, k.gone(ctx, t, err))
 }
