@@ -140,11 +140,20 @@ func (d *dispatch) Statx(cancel <-chan struct{}, in *fuse.StatxIn, out *fuse.Sta
 	return d.of(in.NodeId).Statx(cancel, in, out)
 }
 
+// mask applies the caller's umask, which the kernel leaves to servers with access control lists, for a server without them.
+func (d *dispatch) mask(id uint64, mode *uint32, umask uint32) {
+	if d.of(id) == fuse.RawFileSystem(d.synth) {
+		*mode &^= umask & 0o777
+	}
+}
+
 func (d *dispatch) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *fuse.EntryOut) fuse.Status {
+	d.mask(in.NodeId, &in.Mode, in.Umask)
 	return instead(d.of(in.NodeId).Mknod(cancel, in, name, out), fuse.EPERM)
 }
 
 func (d *dispatch) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
+	d.mask(in.NodeId, &in.Mode, in.Umask)
 	return instead(d.of(in.NodeId).Mkdir(cancel, in, name, out), fuse.EPERM)
 }
 
@@ -204,6 +213,7 @@ func (d *dispatch) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name st
 }
 
 func (d *dispatch) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	d.mask(in.NodeId, &in.Mode, in.Umask)
 	return instead(d.of(in.NodeId).Create(cancel, in, name, out), fuse.EPERM)
 }
 

@@ -125,7 +125,8 @@ func mountOptions(cfg Config, log *slog.Logger) *fuse.MountOptions {
 		MaxBackground: maxBackground,
 		EnableLocks:   true,
 		// A handle learns from its Open that it replaces its file, instead of from a later call that names no handle.
-		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC,
+		ExtraCapabilities: fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_DONT_MASK,
+		EnableAcl:         true, // with modes to which the umask has not been applied, see dispatch
 		Logger:            slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		PanicHandler: func(v any) fuse.Status {
 			log.Error("panic in a file operation", "panic", v, "stack", string(debug.Stack()))

@@ -1,13 +1,10 @@
 package datafs
 
 import (
-	"strings"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
-	"golang.org/x/sys/unix"
 
-	"missingos/fs/synth"
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
 )
@@ -30,6 +27,8 @@ func (f *FS) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrO
 		f.failed.Store(0)
 		if in.Opcode == opLookup {
 			f.recent.put(in.Pid, a)
+		} else {
+			f.recent.answered(in.Pid, a)
 		}
 	}
 	*out = fuse.AttrOut{}
@@ -106,74 +105,6 @@ func (f *FS) Access(cancel <-chan struct{}, in *fuse.AccessIn) fuse.Status {
 	defer stop()
 	_, err := f.cfg.Service.Stat(ctx, file.Ino(in.NodeId), in.Mask)
 	return f.status(ctx, err)
-}
-
-// foreign answers for the namespaces that are not kept, without asking: security.capability is read before many writes.
-func foreign(name string) (fuse.Status, bool) {
-	switch {
-	case name == "security.capability":
-		return fuse.ENODATA, true
-	case strings.HasPrefix(name, "security."), strings.HasPrefix(name, "system."):
-		return fuse.Status(unix.EOPNOTSUPP), true
-	}
-	return fuse.OK, false
-}
-
-// GetXAttr implements fuse.RawFileSystem.
-func (f *FS) GetXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string, dst []byte) (uint32, fuse.Status) {
-	if st, ok := foreign(name); ok {
-		return 0, st
-	}
-	ctx, stop := f.begin(cancel, h)
-	defer stop()
-	v, err := f.cfg.Service.Xattr(ctx, file.Ino(h.NodeId), name)
-	if err != nil {
-		return 0, f.status(ctx, err)
-	}
-	return fit(dst, v)
-}
-
-// fit copies v, or says how much room it needs.
-func fit(dst, v []byte) (uint32, fuse.Status) {
-	if len(dst) < len(v) {
-		return uint32(len(v)), fuse.ERANGE
-	}
-	return uint32(copy(dst, v)), fuse.OK
-}
-
-// ListXAttr implements fuse.RawFileSystem.
-func (f *FS) ListXAttr(cancel <-chan struct{}, h *fuse.InHeader, dst []byte) (uint32, fuse.Status) {
-	ctx, stop := f.begin(cancel, h)
-	defer stop()
-	names, err := f.cfg.Service.Xattrs(ctx, file.Ino(h.NodeId))
-	if err != nil {
-		return 0, f.status(ctx, err)
-	}
-	var list []byte
-	for _, n := range names {
-		list = append(append(list, n...), 0)
-	}
-	return fit(dst, list)
-}
-
-// SetXAttr implements fuse.RawFileSystem.
-func (f *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name string, value []byte) fuse.Status {
-	ctx, stop := f.begin(cancel, &in.InHeader)
-	defer stop()
-	if name == synth.FenceXattr {
-		return f.status(ctx, f.setFence(&in.InHeader, value))
-	}
-	return f.status(ctx, f.cfg.Service.SetXattr(ctx, file.Ino(in.NodeId), name, value, in.Flags))
-}
-
-// RemoveXAttr implements fuse.RawFileSystem.
-func (f *FS) RemoveXAttr(cancel <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
-	ctx, stop := f.begin(cancel, h)
-	defer stop()
-	if name == synth.FenceXattr {
-		return f.status(ctx, f.setFence(h, nil))
-	}
-	return f.status(ctx, f.cfg.Service.RemoveXattr(ctx, file.Ino(h.NodeId), name))
 }
 
 // StatFs implements fuse.RawFileSystem.

@@ -107,8 +107,9 @@ func (f *FS) openHandle(in *fuse.InHeader, flags uint32, c *file.Content, out *f
 func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	ctx, stop := f.begin(cancel, &in.InHeader)
 	defer stop()
+	mode := file.Regular | in.Mode&0o7777
 	a, existed, err := f.cfg.Service.Make(ctx, file.Make{
-		Dir: file.Ino(in.NodeId), Name: name, Mode: file.Regular | in.Mode&0o7777, Exclusive: in.Flags&unix.O_EXCL != 0, Open: true,
+		Dir: file.Ino(in.NodeId), Name: name, Mode: mode &^ (in.Umask & 0o777), FullMode: &mode, Exclusive: in.Flags&unix.O_EXCL != 0, Open: true,
 	})
 	if err != nil {
 		return f.status(ctx, err)
@@ -122,6 +123,23 @@ func (f *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out 
 	}
 	f.openHandle(&in.InHeader, in.Flags, &c, &out.OpenOut)
 	fillEntry(&out.EntryOut, f.saw(a))
+	return fuse.OK
+}
+
+// Tmpfile implements fuse.RawFileSystem: a file without a name, which goes with its last handle unless it is linked before.
+func (f *FS) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	ctx, stop := f.begin(cancel, &in.InHeader)
+	defer stop()
+	mode := file.Regular | in.Mode&0o7777
+	a, _, err := f.cfg.Service.Make(ctx, file.Make{
+		Dir: file.Ino(in.NodeId), Mode: mode &^ (in.Umask & 0o777), FullMode: &mode, Nameless: true, Linkable: in.Flags&unix.O_EXCL == 0, Open: true,
+	})
+	if err != nil {
+		return f.status(ctx, err)
+	}
+	f.openHandle(&in.InHeader, in.Flags, &file.Content{Attr: a, To: 1 << 62}, &out.OpenOut)
+	f.lostName(a.Ino)
+	fillEntry(&out.EntryOut, a)
 	return fuse.OK
 }
 
@@ -251,94 +269,4 @@ func (f *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if last && nameless {
 		f.report(ctx)
 	}
-}
-
-// Fallocate implements fuse.RawFileSystem. Room is not reserved: allocating only extends the file. Holes can be made.
-func (f *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	h := f.handle(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	ctx, stop := f.begin(cancel, &in.InHeader)
-	defer stop()
-	ctx = dc.WithFence(ctx, h.condition())
-	off, end := int64(in.Offset), int64(in.Offset+in.Length)
-	if off < 0 || end < off || end > file.MaxFileBytes {
-		return fuse.Status(unix.EFBIG)
-	}
-	const keep, punchHole, zero = unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE, unix.FALLOC_FL_ZERO_RANGE
-	switch in.Mode {
-	case 0:
-		return f.status(ctx, h.inode.extend(ctx, end))
-	case keep:
-		return fuse.OK
-	case punchHole | keep, zero | keep:
-		return f.status(ctx, h.inode.punchHole(ctx, off, end, false))
-	case zero:
-		return f.status(ctx, h.inode.punchHole(ctx, off, end, true))
-	}
-	return fuse.Status(unix.EOPNOTSUPP)
-}
-
-// extend makes the file at least size bytes long.
-func (n *inode) extend(ctx context.Context, size int64) error {
-	return n.commitNow(ctx, func(file.Attr) file.Commit { return file.Commit{Size: size} })
-}
-
-// punchHole zeroes [off, end) and gives its room back.
-func (n *inode) punchHole(ctx context.Context, off, end int64, extend bool) error {
-	return n.commitNow(ctx, func(a file.Attr) file.Commit {
-		var c file.Commit
-		if extend {
-			c.Size = end
-		}
-		if to := min(end, a.Size); to > off {
-			c.Pieces = []file.Piece{{Off: off, Len: to - off}}
-		}
-		return c
-	})
-}
-
-// commitNow publishes what was written and then a change that depends on the size.
-func (n *inode) commitNow(ctx context.Context, change func(file.Attr) file.Commit) error {
-	if err := n.begin(ctx); err != nil {
-		return err
-	}
-	defer n.end()
-	if err := n.concerns(dc.FenceOf(ctx), n.publish(ctx)); err != nil {
-		return err
-	}
-	a, err := n.fs.cfg.Service.Stat(ctx, n.ino, 0)
-	if err != nil {
-		return err
-	}
-	c := change(a)
-	if len(c.Pieces) == 0 && c.Size <= a.Size {
-		return nil
-	}
-	c.Ino, c.Mtime = n.ino, nowNano()
-	attr, err := n.fs.cfg.Service.Commit(ctx, c)
-	if err != nil {
-		return err
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.newsLocked(&c, attr)
-	return nil
-}
-
-// Lseek implements fuse.RawFileSystem for SEEK_DATA and SEEK_HOLE.
-func (f *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
-	h := f.handle(in.Fh)
-	if h == nil {
-		return fuse.EBADF
-	}
-	ctx, stop := f.begin(cancel, &in.InHeader)
-	defer stop()
-	off, err := h.inode.seek(dc.WithFence(ctx, h.condition()), int64(in.Offset), in.Whence == unix.SEEK_DATA)
-	if err != nil {
-		return f.status(ctx, err)
-	}
-	out.Offset = uint64(off)
-	return fuse.OK
 }

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
 )
@@ -110,6 +112,12 @@ func (n *inode) sawLocked(a file.Attr) file.Attr {
 	pending := n.counted
 	if pending == 0 {
 		return a
+	}
+	if n.writer.UID != 0 { // as the machine will when it is published
+		if a.Mode&0o010 != 0 {
+			a.Mode &^= unix.S_ISGID
+		}
+		a.Mode &^= unix.S_ISUID
 	}
 	a.Size = max(a.Size, n.dirty.end(), n.flushing.end()) + int64(len(n.tail)+len(n.flushingTail))
 	a.Allocated += pending

@@ -26,7 +26,8 @@ func (f *FS) Lookup(cancel <-chan struct{}, h *fuse.InHeader, name string, out *
 
 // Mkdir implements fuse.RawFileSystem.
 func (f *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
-	return f.make(cancel, &in.InHeader, file.Make{Name: name, Mode: file.Dir | in.Mode&0o7777}, out)
+	mode := file.Dir | in.Mode&0o7777
+	return f.make(cancel, &in.InHeader, file.Make{Name: name, Mode: mode &^ (in.Umask & 0o777), FullMode: &mode}, out)
 }
 
 // Mknod implements fuse.RawFileSystem.
@@ -35,7 +36,7 @@ func (f *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *f
 	if mode&file.TypeMask == 0 {
 		mode |= file.Regular
 	}
-	return f.make(cancel, &in.InHeader, file.Make{Name: name, Mode: mode, Rdev: in.Rdev}, out)
+	return f.make(cancel, &in.InHeader, file.Make{Name: name, Mode: mode &^ (in.Umask & 0o777), FullMode: &mode, Rdev: in.Rdev}, out)
 }
 
 // Symlink implements fuse.RawFileSystem.
@@ -55,10 +56,15 @@ func (f *FS) make(cancel <-chan struct{}, h *fuse.InHeader, m file.Make, out *fu
 	return fuse.OK
 }
 
-// Link implements fuse.RawFileSystem.
+// Link implements fuse.RawFileSystem. As with Rename, what was written is published before the name is.
 func (f *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
 	ctx, stop := f.begin(cancel, &in.InHeader)
 	defer stop()
+	if n := f.open(file.Ino(in.Oldnodeid)); n != nil && n.dirtySince(0) {
+		if err := n.flush(ctx); err != nil {
+			return f.status(ctx, err)
+		}
+	}
 	a, err := f.cfg.Service.Link(ctx, file.Ino(in.Oldnodeid), file.Ino(in.NodeId), name)
 	if err != nil {
 		return f.status(ctx, err)

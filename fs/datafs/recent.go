@@ -19,7 +19,8 @@ const (
 
 // recentLookups keeps, for a moment, what each thread looked up last. The kernel follows a LOOKUP by a GETATTR of the same inode, to
 // check permissions with attributes it may not cache; answering that from the LOOKUP halves the questions a path costs. The entry is used
-// once, by the thread's very next request, so nothing that an application can tell apart from one call is ever stale.
+// once, by the thread's very next request, so nothing that an application can tell apart from one call is ever stale. The questions for access control lists that
+// follow are answered likewise where there are none.
 // It also keeps the supplementary groups of processes, for a second.
 type recentLookups struct {
 	slots [recentSlots]recentSlot
@@ -29,6 +30,7 @@ type recentSlot struct {
 	mu     sync.Mutex
 	thread uint32
 	attr   file.Attr
+	used   bool // attr has answered a GETATTR
 	at     time.Time
 
 	uid, gid uint32
@@ -47,7 +49,25 @@ func (r *recentLookups) put(thread uint32, a file.Attr) {
 	s := r.slot(thread)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.thread, s.attr, s.at = thread, a, time.Now()
+	s.thread, s.attr, s.at, s.used = thread, a, time.Now(), false
+}
+
+// answered notes attributes that a GETATTR of the thread was answered with: the next GETATTR is another call's.
+func (r *recentLookups) answered(thread uint32, a file.Attr) {
+	r.put(thread, a)
+	r.take(thread, a.Ino)
+}
+
+// plain tells that ino, which the thread's last request looked up or asked for just now, has no access control lists and no attributes: what the kernel asks
+// within the same call to check permissions.
+func (r *recentLookups) plain(thread uint32, ino file.Ino) (noACL, noXattr bool) {
+	s := r.slot(thread)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if thread == 0 || s.thread != thread || s.attr.Ino != ino || time.Since(s.at) >= recentFor {
+		return false, false
+	}
+	return !s.attr.ACL, !s.attr.Xattrs
 }
 
 // take gives what the thread's last request looked up, if that was ino and just now.
@@ -55,9 +75,12 @@ func (r *recentLookups) take(thread uint32, ino file.Ino) (file.Attr, bool) {
 	s := r.slot(thread)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ok := thread != 0 && s.thread == thread && s.attr.Ino == ino && time.Since(s.at) < recentFor
+	ok := thread != 0 && s.thread == thread && s.attr.Ino == ino && time.Since(s.at) < recentFor && !s.used
 	if s.thread == thread {
-		s.thread = 0
+		s.used = true
+		if s.attr.Ino != ino {
+			s.thread = 0
+		}
 	}
 	return s.attr, ok
 }

@@ -4,10 +4,29 @@ import (
 	"context"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
 	"missingos/srv/dc"
 )
 
 func nowNano() int64 { return time.Now().UnixNano() }
+
+// Lseek implements fuse.RawFileSystem for SEEK_DATA and SEEK_HOLE.
+func (f *FS) Lseek(cancel <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h := f.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	ctx, stop := f.begin(cancel, &in.InHeader)
+	defer stop()
+	off, err := h.inode.seek(dc.WithFence(ctx, h.condition()), int64(in.Offset), in.Whence == unix.SEEK_DATA)
+	if err != nil {
+		return f.status(ctx, err)
+	}
+	out.Offset = uint64(off)
+	return fuse.OK
+}
 
 // seek finds the first offset from off on that is in data, or in a hole (the end of the file is one).
 func (n *inode) seek(ctx context.Context, off int64, data bool) (int64, error) {

@@ -33,6 +33,7 @@ type Content interface {
 	Content(ctx context.Context, ino file.Ino, from int64) (file.Content, error)
 	Commit(ctx context.Context, c file.Commit) (file.Attr, error)
 	Append(ctx context.Context, a file.Append) (at file.Attr, off int64, err error)
+	Clone(ctx context.Context, c file.Clone) (n int64, to file.Attr, err error)
 	WriteBlock(ctx context.Context, ino file.Ino, data []byte) (file.Location, error)
 	ReadBlock(ctx context.Context, id file.BlockID, nodes []dc.NodeID, off int64, dst []byte) (int, error)
 	SyncBlocks(ctx context.Context, placed [][]dc.NodeID) error

@@ -93,7 +93,7 @@ func attrOf(a *dcpb.DataAttr) file.Attr {
 	return file.Attr{
 		Ino: file.Ino(a.GetIno()), Mode: a.GetMode(), Nlink: a.GetNlink(), UID: a.GetUid(), GID: a.GetGid(), Rdev: a.GetRdev(),
 		Size: a.GetSize(), Allocated: a.GetAllocated(), Atime: a.GetAtime(), Mtime: a.GetMtime(), Ctime: a.GetCtime(), Btime: a.GetBtime(),
-		Parent: file.Ino(a.GetParent()), Version: a.GetVersion(),
+		Parent: file.Ino(a.GetParent()), Version: a.GetVersion(), ACL: a.GetAcl(), Xattrs: a.GetXattrs(),
 	}
 }
 
@@ -146,6 +146,7 @@ func (d *Data) Readlink(ctx context.Context, ino file.Ino) ([]byte, error) {
 func (d *Data) Make(ctx context.Context, m file.Make) (a file.Attr, existed bool, err error) {
 	q := &dcpb.DataMakeRequest{
 		Parent: uint64(m.Dir), Name: []byte(m.Name), Mode: m.Mode, Rdev: m.Rdev, Target: m.Target, Exclusive: m.Exclusive, Now: d.now(),
+		FullMode: m.FullMode, Nameless: m.Nameless, Linkable: m.Linkable,
 	}
 	if m.Open {
 		q.Session, q.Opened = d.session, d.beginMake()

@@ -190,3 +190,14 @@ func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]file.Hold,
 	}
 	return holds, nil
 }
+
+// Clone makes a part of one file share the blocks of a part of another and tells how many bytes it did that with, and the attributes of c.To then. It stops early
+// at the end of c.From, before bytes that lie in no block (0 if those come first: copy them), or after a bounded number of extents.
+func (d *Data) Clone(ctx context.Context, c file.Clone) (n int64, to file.Attr, err error) {
+	q := &dcpb.DataCloneRequest{From: uint64(c.From), FromOff: c.FromOff, To: uint64(c.To), ToOff: c.ToOff, Len: c.Len, Mtime: c.Mtime}
+	out, err := d.change(ctx, c.To, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+		q.Header = h
+		return s.Clone(ctx, q)
+	})
+	return out.GetOffset(), attrOf(out.GetAttr()), err
+}

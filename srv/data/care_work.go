@@ -207,7 +207,7 @@ func (c *care) relocate(ctx context.Context, m *command.DataRelocate) (*command.
 	if err := c.cfg.Allowed(); err != nil {
 		return nil, err
 	}
-	return propose(ctx, c.r, c.r.NewID(), &command.DataCommand{Version: data.Version, Op: &command.DataCommand_Relocate{Relocate: m}})
+	return propose(ctx, c.r, c.r.NewID(), &command.DataCommand{Version: data.FirstVersion, Op: &command.DataCommand_Relocate{Relocate: m}})
 }
 
 func numbers(nodes []dc.NodeID) []uint64 {

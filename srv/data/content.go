@@ -76,7 +76,7 @@ func (s *Service) SetAttr(ctx context.Context, q *dcpb.DataSetAttrRequest) (*dcp
 // shrink cuts a file down in steps until one command can do the rest.
 func shrink(ctx context.Context, r replica.Replica, who *command.DataCaller, now int64, set *command.DataSetAttr) error {
 	step := &command.DataCommand{
-		Version: data.Version, Caller: who, Now: now,
+		Version: data.FirstVersion, Caller: who, Now: now,
 		Op: &command.DataCommand_SetAttr{SetAttr: &command.DataSetAttr{Ino: set.Ino, Size: set.Size, Open: set.Open}},
 	}
 	for {
@@ -123,6 +123,13 @@ func (s *Service) Append(ctx context.Context, q *dcpb.DataAppendRequest) (*dcpb.
 		s.thin(dc.GroupID(q.Header.GetGroup()), q.Block)
 	}
 	return out, err
+}
+
+// Clone makes a part of one file share the blocks of a part of another.
+func (s *Service) Clone(ctx context.Context, q *dcpb.DataCloneRequest) (*dcpb.DataAttrReply, error) {
+	return s.change(ctx, "clone", q.Header, q.Mtime, &command.DataCommand{Op: &command.DataCommand_Clone{Clone: &command.DataClone{
+		From: q.From, FromOff: q.FromOff, To: q.To, ToOff: q.ToOff, Len: q.Len,
+	}}})
 }
 
 // Report notes what a session has open.

@@ -124,6 +124,9 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err
 		if err != nil || len(page) == 0 {
 			return clean && err == nil, err
 		}
+		if open.isMaking() { // after the page was read: one that was made by then is noted as open once nothing is being made
+			return false, nil
+		}
 		from = page[len(page)-1]
 		var inos []uint64
 		for _, ino := range page {
@@ -135,7 +138,7 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err
 		}
 		for more := len(inos) > 0; more; {
 			op := &command.DataCommand_Purge{Purge: &command.DataPurge{Inos: inos}}
-			res, err := propose(ctx, r, r.NewID(), &command.DataCommand{Version: data.Version, Op: op})
+			res, err := propose(ctx, r, r.NewID(), &command.DataCommand{Version: data.FirstVersion, Op: op})
 			if err != nil {
 				return false, err
 			}
@@ -193,7 +196,7 @@ func (s *Service) collectAt(ctx context.Context, r replica.Replica, n dc.NodeID,
 			forget.Blocks = append(forget.Blocks, &command.DataGarbage{Node: uint64(n), Block: id.Bytes()})
 		}
 		op := &command.DataCommand_Forget{Forget: forget}
-		if _, err := propose(ctx, r, r.NewID(), &command.DataCommand{Version: data.Version, Op: op}); err != nil {
+		if _, err := propose(ctx, r, r.NewID(), &command.DataCommand{Version: data.FirstVersion, Op: op}); err != nil {
 			return err
 		}
 	}

@@ -101,11 +101,20 @@ func (s *Service) Space(ctx context.Context, q *dcpb.DataSpaceRequest) (out *dcp
 
 // Make creates a file of any type.
 func (s *Service) Make(ctx context.Context, q *dcpb.DataMakeRequest) (*dcpb.DataAttrReply, error) {
+	open := s.openFiles(dc.GroupID(q.Header.GetGroup()))
+	if q.Nameless {
+		if q.Session == 0 {
+			return nil, dc.Errorf(dc.Invalid, "create", "", "a file without a name must be open")
+		}
+		open.making(1) // until its inode is known, and noted as open, no file without a name is purged
+		defer open.making(-1)
+	}
 	out, err := s.change(ctx, "create", q.Header, q.Now, &command.DataCommand{Op: &command.DataCommand_Make{Make: &command.DataMake{
 		Parent: q.Parent, Name: q.Name, Mode: q.Mode, Rdev: q.Rdev, Target: q.Target, Exclusive: q.Exclusive,
+		FullMode: q.FullMode, Nameless: q.Nameless, Linkable: q.Linkable,
 	}}})
 	if err == nil && q.Session != 0 {
-		s.openFiles(dc.GroupID(q.Header.GetGroup())).opened(q.Session, q.Opened, file.Ino(out.Attr.Ino))
+		open.opened(q.Session, q.Opened, file.Ino(out.Attr.Ino))
 	}
 	return out, err
 }

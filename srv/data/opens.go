@@ -15,6 +15,7 @@ type opens struct {
 	mu       sync.Mutex
 	sessions map[uint64]*session
 	files    map[file.Ino]int // how many sessions have it open
+	nameless int              // files without names being made
 }
 
 type session struct {
@@ -98,6 +99,20 @@ func (o *opens) expire() {
 		}
 		delete(o.sessions, id)
 	}
+}
+
+// making notes that files without names are being made (1), or have been (-1).
+func (o *opens) making(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.nameless += n
+}
+
+// isMaking tells whether some are being made.
+func (o *opens) isMaking() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.nameless > 0
 }
 
 // isOpen tells whether some session has ino open.

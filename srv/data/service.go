@@ -28,6 +28,8 @@ type Deleter interface {
 type Config struct {
 	Replicas replica.Replicas
 	Deleter  Deleter
+	// Full says dc.Unsupported while some node of the cluster cannot apply commands of version 2. Default: all can.
+	Full func() error
 	// Grace is how long a new leader purges nothing, and how long a silent session keeps its files open. Default file.OpenGrace.
 	Grace time.Duration
 	Care  CareConfig
@@ -123,12 +125,30 @@ func (s *Service) change(ctx context.Context, op string, h *dcpb.Header, now int
 	if err != nil {
 		return nil, err
 	}
-	c.Version, c.Caller, c.Now = data.Version, who, now
+	if c.Version, err = s.version(c); err != nil {
+		return nil, err
+	}
+	c.Caller, c.Now = who, now
 	res, err := propose(ctx, r, rpc.RequestID(h), c)
 	if err != nil {
 		return nil, err
 	}
 	return reply(res), nil
+}
+
+// version is the version to propose c with: the newest that all nodes of the cluster know, or an error if c needs a newer one.
+func (s *Service) version(c *command.DataCommand) (uint32, error) {
+	if s.cfg.Full == nil {
+		return data.Version, nil
+	}
+	err := s.cfg.Full()
+	if err == nil {
+		return data.Version, nil
+	}
+	if data.Needs(c) > 1 {
+		return 0, err
+	}
+	return 1, nil
 }
 
 // frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
@@ -175,5 +195,6 @@ func attr(in *command.DataInode) *dcpb.DataAttr {
 	return &dcpb.DataAttr{
 		Ino: in.Ino, Mode: in.Mode, Nlink: in.Nlink, Uid: in.Uid, Gid: in.Gid, Rdev: in.Rdev, Size: in.Size, Allocated: in.Allocated,
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Parent: in.Parent, Version: in.Version,
+		Acl: data.HasACL(in), Xattrs: in.XattrBytes > 0,
 	}
 }

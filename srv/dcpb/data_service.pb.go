@@ -40,6 +40,8 @@ type DataAttr struct {
 	Btime         int64                  `protobuf:"fixed64,12,opt,name=btime,proto3" json:"btime,omitempty"`
 	Parent        uint64                 `protobuf:"varint,13,opt,name=parent,proto3" json:"parent,omitempty"`
 	Version       uint64                 `protobuf:"varint,14,opt,name=version,proto3" json:"version,omitempty"`
+	Acl           bool                   `protobuf:"varint,15,opt,name=acl,proto3" json:"acl,omitempty"`       // has access control lists
+	Xattrs        bool                   `protobuf:"varint,16,opt,name=xattrs,proto3" json:"xattrs,omitempty"` // has extended attributes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -172,11 +174,25 @@ func (x *DataAttr) GetVersion() uint64 {
 	return 0
 }
 
+func (x *DataAttr) GetAcl() bool {
+	if x != nil {
+		return x.Acl
+	}
+	return false
+}
+
+func (x *DataAttr) GetXattrs() bool {
+	if x != nil {
+		return x.Xattrs
+	}
+	return false
+}
+
 type DataAttrReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attr          *DataAttr              `protobuf:"bytes,1,opt,name=attr,proto3" json:"attr,omitempty"`
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"` // Make found the name
-	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`   // where Append put the data
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`   // where Append put the data; how many bytes Clone cloned
 	Gone          uint64                 `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`       // the inode that lost its last name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1203,8 +1219,11 @@ type DataMakeRequest struct {
 	Exclusive bool                   `protobuf:"varint,7,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
 	Now       int64                  `protobuf:"fixed64,8,opt,name=now,proto3" json:"now,omitempty"`
 	// If session is not 0, the file is open from then on (see DataOpenRequest).
-	Session       uint64 `protobuf:"varint,9,opt,name=session,proto3" json:"session,omitempty"`
-	Opened        uint64 `protobuf:"varint,10,opt,name=opened,proto3" json:"opened,omitempty"`
+	Session       uint64  `protobuf:"varint,9,opt,name=session,proto3" json:"session,omitempty"`
+	Opened        uint64  `protobuf:"varint,10,opt,name=opened,proto3" json:"opened,omitempty"`
+	FullMode      *uint32 `protobuf:"varint,11,opt,name=full_mode,json=fullMode,proto3,oneof" json:"full_mode,omitempty"` // mode without the umask, for directories with a default access control list
+	Nameless      bool    `protobuf:"varint,12,opt,name=nameless,proto3" json:"nameless,omitempty"`
+	Linkable      bool    `protobuf:"varint,13,opt,name=linkable,proto3" json:"linkable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1307,6 +1326,27 @@ func (x *DataMakeRequest) GetOpened() uint64 {
 		return x.Opened
 	}
 	return 0
+}
+
+func (x *DataMakeRequest) GetFullMode() uint32 {
+	if x != nil && x.FullMode != nil {
+		return *x.FullMode
+	}
+	return 0
+}
+
+func (x *DataMakeRequest) GetNameless() bool {
+	if x != nil {
+		return x.Nameless
+	}
+	return false
+}
+
+func (x *DataMakeRequest) GetLinkable() bool {
+	if x != nil {
+		return x.Linkable
+	}
+	return false
 }
 
 type DataLinkRequest struct {
@@ -2021,6 +2061,98 @@ func (x *DataAppendRequest) GetMtime() int64 {
 	return 0
 }
 
+type DataCloneRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	From          uint64                 `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
+	FromOff       int64                  `protobuf:"varint,3,opt,name=from_off,json=fromOff,proto3" json:"from_off,omitempty"`
+	To            uint64                 `protobuf:"varint,4,opt,name=to,proto3" json:"to,omitempty"`
+	ToOff         int64                  `protobuf:"varint,5,opt,name=to_off,json=toOff,proto3" json:"to_off,omitempty"`
+	Len           int64                  `protobuf:"varint,6,opt,name=len,proto3" json:"len,omitempty"`
+	Mtime         int64                  `protobuf:"fixed64,7,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataCloneRequest) Reset() {
+	*x = DataCloneRequest{}
+	mi := &file_data_service_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataCloneRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataCloneRequest) ProtoMessage() {}
+
+func (x *DataCloneRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataCloneRequest.ProtoReflect.Descriptor instead.
+func (*DataCloneRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DataCloneRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataCloneRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DataCloneRequest) GetFromOff() int64 {
+	if x != nil {
+		return x.FromOff
+	}
+	return 0
+}
+
+func (x *DataCloneRequest) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *DataCloneRequest) GetToOff() int64 {
+	if x != nil {
+		return x.ToOff
+	}
+	return 0
+}
+
+func (x *DataCloneRequest) GetLen() int64 {
+	if x != nil {
+		return x.Len
+	}
+	return 0
+}
+
+func (x *DataCloneRequest) GetMtime() int64 {
+	if x != nil {
+		return x.Mtime
+	}
+	return 0
+}
+
 type DataReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -2033,7 +2165,7 @@ type DataReportRequest struct {
 
 func (x *DataReportRequest) Reset() {
 	*x = DataReportRequest{}
-	mi := &file_data_service_proto_msgTypes[27]
+	mi := &file_data_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2177,7 @@ func (x *DataReportRequest) String() string {
 func (*DataReportRequest) ProtoMessage() {}
 
 func (x *DataReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[27]
+	mi := &file_data_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2190,7 @@ func (x *DataReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataReportRequest.ProtoReflect.Descriptor instead.
 func (*DataReportRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{27}
+	return file_data_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DataReportRequest) GetHeader() *Header {
@@ -2097,7 +2229,7 @@ type DataReportReply struct {
 
 func (x *DataReportReply) Reset() {
 	*x = DataReportReply{}
-	mi := &file_data_service_proto_msgTypes[28]
+	mi := &file_data_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2109,7 +2241,7 @@ func (x *DataReportReply) String() string {
 func (*DataReportReply) ProtoMessage() {}
 
 func (x *DataReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[28]
+	mi := &file_data_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2122,7 +2254,7 @@ func (x *DataReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataReportReply.ProtoReflect.Descriptor instead.
 func (*DataReportReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{28}
+	return file_data_service_proto_rawDescGZIP(), []int{29}
 }
 
 type DataHeldRequest struct {
@@ -2135,7 +2267,7 @@ type DataHeldRequest struct {
 
 func (x *DataHeldRequest) Reset() {
 	*x = DataHeldRequest{}
-	mi := &file_data_service_proto_msgTypes[29]
+	mi := &file_data_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +2279,7 @@ func (x *DataHeldRequest) String() string {
 func (*DataHeldRequest) ProtoMessage() {}
 
 func (x *DataHeldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[29]
+	mi := &file_data_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +2292,7 @@ func (x *DataHeldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataHeldRequest.ProtoReflect.Descriptor instead.
 func (*DataHeldRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{29}
+	return file_data_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DataHeldRequest) GetHeader() *Header {
@@ -2187,7 +2319,7 @@ type DataHeldReply struct {
 
 func (x *DataHeldReply) Reset() {
 	*x = DataHeldReply{}
-	mi := &file_data_service_proto_msgTypes[30]
+	mi := &file_data_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2331,7 @@ func (x *DataHeldReply) String() string {
 func (*DataHeldReply) ProtoMessage() {}
 
 func (x *DataHeldReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[30]
+	mi := &file_data_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2344,7 @@ func (x *DataHeldReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataHeldReply.ProtoReflect.Descriptor instead.
 func (*DataHeldReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{30}
+	return file_data_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DataHeldReply) GetHeld() []bool {
@@ -2239,7 +2371,7 @@ type DataLocateRequest struct {
 
 func (x *DataLocateRequest) Reset() {
 	*x = DataLocateRequest{}
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2383,7 @@ func (x *DataLocateRequest) String() string {
 func (*DataLocateRequest) ProtoMessage() {}
 
 func (x *DataLocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2396,7 @@ func (x *DataLocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLocateRequest.ProtoReflect.Descriptor instead.
 func (*DataLocateRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{31}
+	return file_data_service_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DataLocateRequest) GetHeader() *Header {
@@ -2290,7 +2422,7 @@ type DataLocateReply struct {
 
 func (x *DataLocateReply) Reset() {
 	*x = DataLocateReply{}
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2302,7 +2434,7 @@ func (x *DataLocateReply) String() string {
 func (*DataLocateReply) ProtoMessage() {}
 
 func (x *DataLocateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2315,7 +2447,7 @@ func (x *DataLocateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLocateReply.ProtoReflect.Descriptor instead.
 func (*DataLocateReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{32}
+	return file_data_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DataLocateReply) GetPlaces() []*DataPlace {
@@ -2334,7 +2466,7 @@ type DataPlace struct {
 
 func (x *DataPlace) Reset() {
 	*x = DataPlace{}
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2478,7 @@ func (x *DataPlace) String() string {
 func (*DataPlace) ProtoMessage() {}
 
 func (x *DataPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2491,7 @@ func (x *DataPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataPlace.ProtoReflect.Descriptor instead.
 func (*DataPlace) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{33}
+	return file_data_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DataPlace) GetNodes() []uint64 {
@@ -2379,7 +2511,7 @@ type DataBadRequest struct {
 
 func (x *DataBadRequest) Reset() {
 	*x = DataBadRequest{}
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2523,7 @@ func (x *DataBadRequest) String() string {
 func (*DataBadRequest) ProtoMessage() {}
 
 func (x *DataBadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2536,7 @@ func (x *DataBadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBadRequest.ProtoReflect.Descriptor instead.
 func (*DataBadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{34}
+	return file_data_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DataBadRequest) GetHeader() *Header {
@@ -2431,7 +2563,7 @@ type DataBad struct {
 
 func (x *DataBad) Reset() {
 	*x = DataBad{}
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2575,7 @@ func (x *DataBad) String() string {
 func (*DataBad) ProtoMessage() {}
 
 func (x *DataBad) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2588,7 @@ func (x *DataBad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBad.ProtoReflect.Descriptor instead.
 func (*DataBad) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{35}
+	return file_data_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DataBad) GetBlock() []byte {
@@ -2481,7 +2613,7 @@ type DataBadReply struct {
 
 func (x *DataBadReply) Reset() {
 	*x = DataBadReply{}
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2493,7 +2625,7 @@ func (x *DataBadReply) String() string {
 func (*DataBadReply) ProtoMessage() {}
 
 func (x *DataBadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2506,7 +2638,7 @@ func (x *DataBadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBadReply.ProtoReflect.Descriptor instead.
 func (*DataBadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{36}
+	return file_data_service_proto_rawDescGZIP(), []int{37}
 }
 
 type DataCareRequest struct {
@@ -2518,7 +2650,7 @@ type DataCareRequest struct {
 
 func (x *DataCareRequest) Reset() {
 	*x = DataCareRequest{}
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2662,7 @@ func (x *DataCareRequest) String() string {
 func (*DataCareRequest) ProtoMessage() {}
 
 func (x *DataCareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2675,7 @@ func (x *DataCareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCareRequest.ProtoReflect.Descriptor instead.
 func (*DataCareRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{37}
+	return file_data_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DataCareRequest) GetHeader() *Header {
@@ -2581,7 +2713,7 @@ type DataCareReply struct {
 
 func (x *DataCareReply) Reset() {
 	*x = DataCareReply{}
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2725,7 @@ func (x *DataCareReply) String() string {
 func (*DataCareReply) ProtoMessage() {}
 
 func (x *DataCareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2738,7 @@ func (x *DataCareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCareReply.ProtoReflect.Descriptor instead.
 func (*DataCareReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{38}
+	return file_data_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DataCareReply) GetBlocks() uint64 {
@@ -2759,7 +2891,7 @@ type DataCopies struct {
 
 func (x *DataCopies) Reset() {
 	*x = DataCopies{}
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2903,7 @@ func (x *DataCopies) String() string {
 func (*DataCopies) ProtoMessage() {}
 
 func (x *DataCopies) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +2916,7 @@ func (x *DataCopies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCopies.ProtoReflect.Descriptor instead.
 func (*DataCopies) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{39}
+	return file_data_service_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DataCopies) GetCopies() uint32 {
@@ -2816,7 +2948,7 @@ type DataStore struct {
 
 func (x *DataStore) Reset() {
 	*x = DataStore{}
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2828,7 +2960,7 @@ func (x *DataStore) String() string {
 func (*DataStore) ProtoMessage() {}
 
 func (x *DataStore) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2841,7 +2973,7 @@ func (x *DataStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataStore.ProtoReflect.Descriptor instead.
 func (*DataStore) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{40}
+	return file_data_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DataStore) GetNode() uint64 {
@@ -2906,7 +3038,7 @@ type DataCheckRequest struct {
 
 func (x *DataCheckRequest) Reset() {
 	*x = DataCheckRequest{}
-	mi := &file_data_service_proto_msgTypes[41]
+	mi := &file_data_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2918,7 +3050,7 @@ func (x *DataCheckRequest) String() string {
 func (*DataCheckRequest) ProtoMessage() {}
 
 func (x *DataCheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[41]
+	mi := &file_data_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2931,7 +3063,7 @@ func (x *DataCheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCheckRequest.ProtoReflect.Descriptor instead.
 func (*DataCheckRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{41}
+	return file_data_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DataCheckRequest) GetHeader() *Header {
@@ -2980,7 +3112,7 @@ type DataCheckReply struct {
 
 func (x *DataCheckReply) Reset() {
 	*x = DataCheckReply{}
-	mi := &file_data_service_proto_msgTypes[42]
+	mi := &file_data_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2992,7 +3124,7 @@ func (x *DataCheckReply) String() string {
 func (*DataCheckReply) ProtoMessage() {}
 
 func (x *DataCheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[42]
+	mi := &file_data_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3005,7 +3137,7 @@ func (x *DataCheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCheckReply.ProtoReflect.Descriptor instead.
 func (*DataCheckReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{42}
+	return file_data_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DataCheckReply) GetNext() []byte {
@@ -3041,7 +3173,7 @@ type DataFinding struct {
 
 func (x *DataFinding) Reset() {
 	*x = DataFinding{}
-	mi := &file_data_service_proto_msgTypes[43]
+	mi := &file_data_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3053,7 +3185,7 @@ func (x *DataFinding) String() string {
 func (*DataFinding) ProtoMessage() {}
 
 func (x *DataFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[43]
+	mi := &file_data_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3066,7 +3198,7 @@ func (x *DataFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataFinding.ProtoReflect.Descriptor instead.
 func (*DataFinding) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{43}
+	return file_data_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DataFinding) GetWhat() string {
@@ -3110,7 +3242,7 @@ type BlockPutRequest struct {
 
 func (x *BlockPutRequest) Reset() {
 	*x = BlockPutRequest{}
-	mi := &file_data_service_proto_msgTypes[44]
+	mi := &file_data_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3122,7 +3254,7 @@ func (x *BlockPutRequest) String() string {
 func (*BlockPutRequest) ProtoMessage() {}
 
 func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[44]
+	mi := &file_data_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3135,7 +3267,7 @@ func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutRequest.ProtoReflect.Descriptor instead.
 func (*BlockPutRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{44}
+	return file_data_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *BlockPutRequest) GetHeader() *Header {
@@ -3181,7 +3313,7 @@ type BlockPutReply struct {
 
 func (x *BlockPutReply) Reset() {
 	*x = BlockPutReply{}
-	mi := &file_data_service_proto_msgTypes[45]
+	mi := &file_data_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3325,7 @@ func (x *BlockPutReply) String() string {
 func (*BlockPutReply) ProtoMessage() {}
 
 func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[45]
+	mi := &file_data_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3338,7 @@ func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutReply.ProtoReflect.Descriptor instead.
 func (*BlockPutReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{45}
+	return file_data_service_proto_rawDescGZIP(), []int{46}
 }
 
 type BlockReadRequest struct {
@@ -3221,7 +3353,7 @@ type BlockReadRequest struct {
 
 func (x *BlockReadRequest) Reset() {
 	*x = BlockReadRequest{}
-	mi := &file_data_service_proto_msgTypes[46]
+	mi := &file_data_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3233,7 +3365,7 @@ func (x *BlockReadRequest) String() string {
 func (*BlockReadRequest) ProtoMessage() {}
 
 func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[46]
+	mi := &file_data_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3246,7 +3378,7 @@ func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadRequest.ProtoReflect.Descriptor instead.
 func (*BlockReadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{46}
+	return file_data_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BlockReadRequest) GetHeader() *Header {
@@ -3286,7 +3418,7 @@ type BlockReadReply struct {
 
 func (x *BlockReadReply) Reset() {
 	*x = BlockReadReply{}
-	mi := &file_data_service_proto_msgTypes[47]
+	mi := &file_data_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3430,7 @@ func (x *BlockReadReply) String() string {
 func (*BlockReadReply) ProtoMessage() {}
 
 func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[47]
+	mi := &file_data_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3443,7 @@ func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadReply.ProtoReflect.Descriptor instead.
 func (*BlockReadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{47}
+	return file_data_service_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BlockReadReply) GetData() []byte {
@@ -3331,7 +3463,7 @@ type BlockDeleteRequest struct {
 
 func (x *BlockDeleteRequest) Reset() {
 	*x = BlockDeleteRequest{}
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3475,7 @@ func (x *BlockDeleteRequest) String() string {
 func (*BlockDeleteRequest) ProtoMessage() {}
 
 func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3488,7 @@ func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteRequest.ProtoReflect.Descriptor instead.
 func (*BlockDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{48}
+	return file_data_service_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *BlockDeleteRequest) GetHeader() *Header {
@@ -3381,7 +3513,7 @@ type BlockDeleteReply struct {
 
 func (x *BlockDeleteReply) Reset() {
 	*x = BlockDeleteReply{}
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3525,7 @@ func (x *BlockDeleteReply) String() string {
 func (*BlockDeleteReply) ProtoMessage() {}
 
 func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3538,7 @@ func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteReply.ProtoReflect.Descriptor instead.
 func (*BlockDeleteReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{49}
+	return file_data_service_proto_rawDescGZIP(), []int{50}
 }
 
 type BlockSyncRequest struct {
@@ -3418,7 +3550,7 @@ type BlockSyncRequest struct {
 
 func (x *BlockSyncRequest) Reset() {
 	*x = BlockSyncRequest{}
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3430,7 +3562,7 @@ func (x *BlockSyncRequest) String() string {
 func (*BlockSyncRequest) ProtoMessage() {}
 
 func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3443,7 +3575,7 @@ func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncRequest.ProtoReflect.Descriptor instead.
 func (*BlockSyncRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{50}
+	return file_data_service_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BlockSyncRequest) GetHeader() *Header {
@@ -3461,7 +3593,7 @@ type BlockSyncReply struct {
 
 func (x *BlockSyncReply) Reset() {
 	*x = BlockSyncReply{}
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3473,7 +3605,7 @@ func (x *BlockSyncReply) String() string {
 func (*BlockSyncReply) ProtoMessage() {}
 
 func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3486,7 +3618,7 @@ func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncReply.ProtoReflect.Descriptor instead.
 func (*BlockSyncReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{51}
+	return file_data_service_proto_rawDescGZIP(), []int{52}
 }
 
 type BlockSpaceRequest struct {
@@ -3498,7 +3630,7 @@ type BlockSpaceRequest struct {
 
 func (x *BlockSpaceRequest) Reset() {
 	*x = BlockSpaceRequest{}
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3510,7 +3642,7 @@ func (x *BlockSpaceRequest) String() string {
 func (*BlockSpaceRequest) ProtoMessage() {}
 
 func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3523,7 +3655,7 @@ func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceRequest.ProtoReflect.Descriptor instead.
 func (*BlockSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{52}
+	return file_data_service_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BlockSpaceRequest) GetHeader() *Header {
@@ -3545,7 +3677,7 @@ type BlockSpaceReply struct {
 
 func (x *BlockSpaceReply) Reset() {
 	*x = BlockSpaceReply{}
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +3689,7 @@ func (x *BlockSpaceReply) String() string {
 func (*BlockSpaceReply) ProtoMessage() {}
 
 func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +3702,7 @@ func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceReply.ProtoReflect.Descriptor instead.
 func (*BlockSpaceReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{53}
+	return file_data_service_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BlockSpaceReply) GetFree() int64 {
@@ -3611,7 +3743,7 @@ type BlockHaveRequest struct {
 
 func (x *BlockHaveRequest) Reset() {
 	*x = BlockHaveRequest{}
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3623,7 +3755,7 @@ func (x *BlockHaveRequest) String() string {
 func (*BlockHaveRequest) ProtoMessage() {}
 
 func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +3768,7 @@ func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveRequest.ProtoReflect.Descriptor instead.
 func (*BlockHaveRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{54}
+	return file_data_service_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BlockHaveRequest) GetHeader() *Header {
@@ -3662,7 +3794,7 @@ type BlockHaveReply struct {
 
 func (x *BlockHaveReply) Reset() {
 	*x = BlockHaveReply{}
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3674,7 +3806,7 @@ func (x *BlockHaveReply) String() string {
 func (*BlockHaveReply) ProtoMessage() {}
 
 func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3687,7 +3819,7 @@ func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveReply.ProtoReflect.Descriptor instead.
 func (*BlockHaveReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{55}
+	return file_data_service_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BlockHaveReply) GetSizes() []uint32 {
@@ -3707,7 +3839,7 @@ type BlockFetchRequest struct {
 
 func (x *BlockFetchRequest) Reset() {
 	*x = BlockFetchRequest{}
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3719,7 +3851,7 @@ func (x *BlockFetchRequest) String() string {
 func (*BlockFetchRequest) ProtoMessage() {}
 
 func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3732,7 +3864,7 @@ func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchRequest.ProtoReflect.Descriptor instead.
 func (*BlockFetchRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{56}
+	return file_data_service_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BlockFetchRequest) GetHeader() *Header {
@@ -3760,7 +3892,7 @@ type BlockFetch struct {
 
 func (x *BlockFetch) Reset() {
 	*x = BlockFetch{}
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3772,7 +3904,7 @@ func (x *BlockFetch) String() string {
 func (*BlockFetch) ProtoMessage() {}
 
 func (x *BlockFetch) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3785,7 +3917,7 @@ func (x *BlockFetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetch.ProtoReflect.Descriptor instead.
 func (*BlockFetch) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{57}
+	return file_data_service_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BlockFetch) GetBlock() []byte {
@@ -3818,7 +3950,7 @@ type BlockFetchReply struct {
 
 func (x *BlockFetchReply) Reset() {
 	*x = BlockFetchReply{}
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3830,7 +3962,7 @@ func (x *BlockFetchReply) String() string {
 func (*BlockFetchReply) ProtoMessage() {}
 
 func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3843,7 +3975,7 @@ func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchReply.ProtoReflect.Descriptor instead.
 func (*BlockFetchReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{58}
+	return file_data_service_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *BlockFetchReply) GetBlocks() []*BlockFetched {
@@ -3863,7 +3995,7 @@ type BlockFetched struct {
 
 func (x *BlockFetched) Reset() {
 	*x = BlockFetched{}
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3875,7 +4007,7 @@ func (x *BlockFetched) String() string {
 func (*BlockFetched) ProtoMessage() {}
 
 func (x *BlockFetched) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3888,7 +4020,7 @@ func (x *BlockFetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetched.ProtoReflect.Descriptor instead.
 func (*BlockFetched) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{59}
+	return file_data_service_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BlockFetched) GetKind() int32 {
@@ -3915,7 +4047,7 @@ type BlockVerifyRequest struct {
 
 func (x *BlockVerifyRequest) Reset() {
 	*x = BlockVerifyRequest{}
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3927,7 +4059,7 @@ func (x *BlockVerifyRequest) String() string {
 func (*BlockVerifyRequest) ProtoMessage() {}
 
 func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3940,7 +4072,7 @@ func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyRequest.ProtoReflect.Descriptor instead.
 func (*BlockVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{60}
+	return file_data_service_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BlockVerifyRequest) GetHeader() *Header {
@@ -3966,7 +4098,7 @@ type BlockVerifyReply struct {
 
 func (x *BlockVerifyReply) Reset() {
 	*x = BlockVerifyReply{}
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3978,7 +4110,7 @@ func (x *BlockVerifyReply) String() string {
 func (*BlockVerifyReply) ProtoMessage() {}
 
 func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3991,7 +4123,7 @@ func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyReply.ProtoReflect.Descriptor instead.
 func (*BlockVerifyReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{61}
+	return file_data_service_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *BlockVerifyReply) GetKinds() []int32 {
@@ -4012,7 +4144,7 @@ type BlockListRequest struct {
 
 func (x *BlockListRequest) Reset() {
 	*x = BlockListRequest{}
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4156,7 @@ func (x *BlockListRequest) String() string {
 func (*BlockListRequest) ProtoMessage() {}
 
 func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4169,7 @@ func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListRequest.ProtoReflect.Descriptor instead.
 func (*BlockListRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{62}
+	return file_data_service_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *BlockListRequest) GetHeader() *Header {
@@ -4071,7 +4203,7 @@ type BlockListReply struct {
 
 func (x *BlockListReply) Reset() {
 	*x = BlockListReply{}
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4083,7 +4215,7 @@ func (x *BlockListReply) String() string {
 func (*BlockListReply) ProtoMessage() {}
 
 func (x *BlockListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4096,7 +4228,7 @@ func (x *BlockListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListReply.ProtoReflect.Descriptor instead.
 func (*BlockListReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{63}
+	return file_data_service_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *BlockListReply) GetBlocks() [][]byte {
@@ -4122,7 +4254,7 @@ type BlockCollectRequest struct {
 
 func (x *BlockCollectRequest) Reset() {
 	*x = BlockCollectRequest{}
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4134,7 +4266,7 @@ func (x *BlockCollectRequest) String() string {
 func (*BlockCollectRequest) ProtoMessage() {}
 
 func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4147,7 +4279,7 @@ func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectRequest.ProtoReflect.Descriptor instead.
 func (*BlockCollectRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{64}
+	return file_data_service_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *BlockCollectRequest) GetHeader() *Header {
@@ -4166,7 +4298,7 @@ type BlockCollectReply struct {
 
 func (x *BlockCollectReply) Reset() {
 	*x = BlockCollectReply{}
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4310,7 @@ func (x *BlockCollectReply) String() string {
 func (*BlockCollectReply) ProtoMessage() {}
 
 func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4323,7 @@ func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectReply.ProtoReflect.Descriptor instead.
 func (*BlockCollectReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{65}
+	return file_data_service_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *BlockCollectReply) GetDeleted() int64 {
@@ -4205,7 +4337,7 @@ var File_data_service_proto protoreflect.FileDescriptor
 
 const file_data_service_proto_rawDesc = "" +
 	"\n" +
-	"\x12data_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\xba\x02\n" +
+	"\x12data_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\xe4\x02\n" +
 	"\bDataAttr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -4221,7 +4353,9 @@ const file_data_service_proto_rawDesc = "" +
 	"\x05ctime\x18\v \x01(\x10R\x05ctime\x12\x14\n" +
 	"\x05btime\x18\f \x01(\x10R\x05btime\x12\x16\n" +
 	"\x06parent\x18\r \x01(\x04R\x06parent\x12\x18\n" +
-	"\aversion\x18\x0e \x01(\x04R\aversion\"z\n" +
+	"\aversion\x18\x0e \x01(\x04R\aversion\x12\x10\n" +
+	"\x03acl\x18\x0f \x01(\bR\x03acl\x12\x16\n" +
+	"\x06xattrs\x18\x10 \x01(\bR\x06xattrs\"z\n" +
 	"\rDataAttrReply\x12#\n" +
 	"\x04attr\x18\x01 \x01(\v2\x0f.dc.v1.DataAttrR\x04attr\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12\x16\n" +
@@ -4291,7 +4425,7 @@ const file_data_service_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"<\n" +
 	"\x0eDataSpaceReply\x12\x12\n" +
 	"\x04used\x18\x01 \x01(\x03R\x04used\x12\x16\n" +
-	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\"\x86\x02\n" +
+	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\"\xee\x02\n" +
 	"\x0fDataMakeRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
@@ -4303,7 +4437,12 @@ const file_data_service_proto_rawDesc = "" +
 	"\x03now\x18\b \x01(\x10R\x03now\x12\x18\n" +
 	"\asession\x18\t \x01(\x04R\asession\x12\x16\n" +
 	"\x06opened\x18\n" +
-	" \x01(\x04R\x06opened\"\x88\x01\n" +
+	" \x01(\x04R\x06opened\x12 \n" +
+	"\tfull_mode\x18\v \x01(\rH\x00R\bfullMode\x88\x01\x01\x12\x1a\n" +
+	"\bnameless\x18\f \x01(\bR\bnameless\x12\x1a\n" +
+	"\blinkable\x18\r \x01(\bR\blinkableB\f\n" +
+	"\n" +
+	"_full_mode\"\x88\x01\n" +
 	"\x0fDataLinkRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x16\n" +
@@ -4375,6 +4514,14 @@ const file_data_service_proto_rawDesc = "" +
 	"\x05block\x18\x04 \x01(\v2\x13.dc.v1.DataLocationR\x05block\x12\x12\n" +
 	"\x04fold\x18\x05 \x01(\x04R\x04fold\x12\x19\n" +
 	"\bfold_len\x18\x06 \x01(\x03R\afoldLen\x12\x14\n" +
+	"\x05mtime\x18\a \x01(\x10R\x05mtime\"\xb7\x01\n" +
+	"\x10DataCloneRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x04R\x04from\x12\x19\n" +
+	"\bfrom_off\x18\x03 \x01(\x03R\afromOff\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\x04R\x02to\x12\x15\n" +
+	"\x06to_off\x18\x05 \x01(\x03R\x05toOff\x12\x10\n" +
+	"\x03len\x18\x06 \x01(\x03R\x03len\x12\x14\n" +
 	"\x05mtime\x18\a \x01(\x10R\x05mtime\"\x80\x01\n" +
 	"\x11DataReportRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
@@ -4519,8 +4666,7 @@ const file_data_service_proto_rawDesc = "" +
 	"\x13BlockCollectRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"-\n" +
 	"\x11BlockCollectReply\x12\x18\n" +
-	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xf3\n" +
-	"\n" +
+	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xab\v\n" +
 	"\x04Data\x128\n" +
 	"\x06Lookup\x12\x18.dc.v1.DataLookupRequest\x1a\x14.dc.v1.DataAttrReply\x124\n" +
 	"\x04Stat\x12\x16.dc.v1.DataStatRequest\x1a\x14.dc.v1.DataAttrReply\x127\n" +
@@ -4537,7 +4683,8 @@ const file_data_service_proto_rawDesc = "" +
 	"\x06Rename\x12\x18.dc.v1.DataRenameRequest\x1a\x14.dc.v1.DataAttrReply\x12:\n" +
 	"\aSetAttr\x12\x19.dc.v1.DataSetAttrRequest\x1a\x14.dc.v1.DataAttrReply\x128\n" +
 	"\x06Commit\x12\x18.dc.v1.DataCommitRequest\x1a\x14.dc.v1.DataAttrReply\x128\n" +
-	"\x06Append\x12\x18.dc.v1.DataAppendRequest\x1a\x14.dc.v1.DataAttrReply\x12<\n" +
+	"\x06Append\x12\x18.dc.v1.DataAppendRequest\x1a\x14.dc.v1.DataAttrReply\x126\n" +
+	"\x05Clone\x12\x17.dc.v1.DataCloneRequest\x1a\x14.dc.v1.DataAttrReply\x12<\n" +
 	"\bSetXattr\x12\x1a.dc.v1.DataSetXattrRequest\x1a\x14.dc.v1.DataAttrReply\x12<\n" +
 	"\vRemoveXattr\x12\x17.dc.v1.DataXattrRequest\x1a\x14.dc.v1.DataAttrReply\x12:\n" +
 	"\x06Report\x12\x18.dc.v1.DataReportRequest\x1a\x16.dc.v1.DataReportReply\x124\n" +
@@ -4570,7 +4717,7 @@ func file_data_service_proto_rawDescGZIP() []byte {
 	return file_data_service_proto_rawDescData
 }
 
-var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_data_service_proto_goTypes = []any{
 	(*DataAttr)(nil),            // 0: dc.v1.DataAttr
 	(*DataAttrReply)(nil),       // 1: dc.v1.DataAttrReply
@@ -4599,167 +4746,171 @@ var file_data_service_proto_goTypes = []any{
 	(*DataPiece)(nil),           // 24: dc.v1.DataPiece
 	(*DataCommitRequest)(nil),   // 25: dc.v1.DataCommitRequest
 	(*DataAppendRequest)(nil),   // 26: dc.v1.DataAppendRequest
-	(*DataReportRequest)(nil),   // 27: dc.v1.DataReportRequest
-	(*DataReportReply)(nil),     // 28: dc.v1.DataReportReply
-	(*DataHeldRequest)(nil),     // 29: dc.v1.DataHeldRequest
-	(*DataHeldReply)(nil),       // 30: dc.v1.DataHeldReply
-	(*DataLocateRequest)(nil),   // 31: dc.v1.DataLocateRequest
-	(*DataLocateReply)(nil),     // 32: dc.v1.DataLocateReply
-	(*DataPlace)(nil),           // 33: dc.v1.DataPlace
-	(*DataBadRequest)(nil),      // 34: dc.v1.DataBadRequest
-	(*DataBad)(nil),             // 35: dc.v1.DataBad
-	(*DataBadReply)(nil),        // 36: dc.v1.DataBadReply
-	(*DataCareRequest)(nil),     // 37: dc.v1.DataCareRequest
-	(*DataCareReply)(nil),       // 38: dc.v1.DataCareReply
-	(*DataCopies)(nil),          // 39: dc.v1.DataCopies
-	(*DataStore)(nil),           // 40: dc.v1.DataStore
-	(*DataCheckRequest)(nil),    // 41: dc.v1.DataCheckRequest
-	(*DataCheckReply)(nil),      // 42: dc.v1.DataCheckReply
-	(*DataFinding)(nil),         // 43: dc.v1.DataFinding
-	(*BlockPutRequest)(nil),     // 44: dc.v1.BlockPutRequest
-	(*BlockPutReply)(nil),       // 45: dc.v1.BlockPutReply
-	(*BlockReadRequest)(nil),    // 46: dc.v1.BlockReadRequest
-	(*BlockReadReply)(nil),      // 47: dc.v1.BlockReadReply
-	(*BlockDeleteRequest)(nil),  // 48: dc.v1.BlockDeleteRequest
-	(*BlockDeleteReply)(nil),    // 49: dc.v1.BlockDeleteReply
-	(*BlockSyncRequest)(nil),    // 50: dc.v1.BlockSyncRequest
-	(*BlockSyncReply)(nil),      // 51: dc.v1.BlockSyncReply
-	(*BlockSpaceRequest)(nil),   // 52: dc.v1.BlockSpaceRequest
-	(*BlockSpaceReply)(nil),     // 53: dc.v1.BlockSpaceReply
-	(*BlockHaveRequest)(nil),    // 54: dc.v1.BlockHaveRequest
-	(*BlockHaveReply)(nil),      // 55: dc.v1.BlockHaveReply
-	(*BlockFetchRequest)(nil),   // 56: dc.v1.BlockFetchRequest
-	(*BlockFetch)(nil),          // 57: dc.v1.BlockFetch
-	(*BlockFetchReply)(nil),     // 58: dc.v1.BlockFetchReply
-	(*BlockFetched)(nil),        // 59: dc.v1.BlockFetched
-	(*BlockVerifyRequest)(nil),  // 60: dc.v1.BlockVerifyRequest
-	(*BlockVerifyReply)(nil),    // 61: dc.v1.BlockVerifyReply
-	(*BlockListRequest)(nil),    // 62: dc.v1.BlockListRequest
-	(*BlockListReply)(nil),      // 63: dc.v1.BlockListReply
-	(*BlockCollectRequest)(nil), // 64: dc.v1.BlockCollectRequest
-	(*BlockCollectReply)(nil),   // 65: dc.v1.BlockCollectReply
-	(*Header)(nil),              // 66: dc.v1.Header
+	(*DataCloneRequest)(nil),    // 27: dc.v1.DataCloneRequest
+	(*DataReportRequest)(nil),   // 28: dc.v1.DataReportRequest
+	(*DataReportReply)(nil),     // 29: dc.v1.DataReportReply
+	(*DataHeldRequest)(nil),     // 30: dc.v1.DataHeldRequest
+	(*DataHeldReply)(nil),       // 31: dc.v1.DataHeldReply
+	(*DataLocateRequest)(nil),   // 32: dc.v1.DataLocateRequest
+	(*DataLocateReply)(nil),     // 33: dc.v1.DataLocateReply
+	(*DataPlace)(nil),           // 34: dc.v1.DataPlace
+	(*DataBadRequest)(nil),      // 35: dc.v1.DataBadRequest
+	(*DataBad)(nil),             // 36: dc.v1.DataBad
+	(*DataBadReply)(nil),        // 37: dc.v1.DataBadReply
+	(*DataCareRequest)(nil),     // 38: dc.v1.DataCareRequest
+	(*DataCareReply)(nil),       // 39: dc.v1.DataCareReply
+	(*DataCopies)(nil),          // 40: dc.v1.DataCopies
+	(*DataStore)(nil),           // 41: dc.v1.DataStore
+	(*DataCheckRequest)(nil),    // 42: dc.v1.DataCheckRequest
+	(*DataCheckReply)(nil),      // 43: dc.v1.DataCheckReply
+	(*DataFinding)(nil),         // 44: dc.v1.DataFinding
+	(*BlockPutRequest)(nil),     // 45: dc.v1.BlockPutRequest
+	(*BlockPutReply)(nil),       // 46: dc.v1.BlockPutReply
+	(*BlockReadRequest)(nil),    // 47: dc.v1.BlockReadRequest
+	(*BlockReadReply)(nil),      // 48: dc.v1.BlockReadReply
+	(*BlockDeleteRequest)(nil),  // 49: dc.v1.BlockDeleteRequest
+	(*BlockDeleteReply)(nil),    // 50: dc.v1.BlockDeleteReply
+	(*BlockSyncRequest)(nil),    // 51: dc.v1.BlockSyncRequest
+	(*BlockSyncReply)(nil),      // 52: dc.v1.BlockSyncReply
+	(*BlockSpaceRequest)(nil),   // 53: dc.v1.BlockSpaceRequest
+	(*BlockSpaceReply)(nil),     // 54: dc.v1.BlockSpaceReply
+	(*BlockHaveRequest)(nil),    // 55: dc.v1.BlockHaveRequest
+	(*BlockHaveReply)(nil),      // 56: dc.v1.BlockHaveReply
+	(*BlockFetchRequest)(nil),   // 57: dc.v1.BlockFetchRequest
+	(*BlockFetch)(nil),          // 58: dc.v1.BlockFetch
+	(*BlockFetchReply)(nil),     // 59: dc.v1.BlockFetchReply
+	(*BlockFetched)(nil),        // 60: dc.v1.BlockFetched
+	(*BlockVerifyRequest)(nil),  // 61: dc.v1.BlockVerifyRequest
+	(*BlockVerifyReply)(nil),    // 62: dc.v1.BlockVerifyReply
+	(*BlockListRequest)(nil),    // 63: dc.v1.BlockListRequest
+	(*BlockListReply)(nil),      // 64: dc.v1.BlockListReply
+	(*BlockCollectRequest)(nil), // 65: dc.v1.BlockCollectRequest
+	(*BlockCollectReply)(nil),   // 66: dc.v1.BlockCollectReply
+	(*Header)(nil),              // 67: dc.v1.Header
 }
 var file_data_service_proto_depIdxs = []int32{
 	0,  // 0: dc.v1.DataAttrReply.attr:type_name -> dc.v1.DataAttr
-	66, // 1: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
-	66, // 2: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
-	66, // 3: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
-	66, // 4: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
+	67, // 1: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
+	67, // 2: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
+	67, // 3: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
+	67, // 4: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
 	0,  // 5: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
 	5,  // 6: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
-	66, // 7: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
+	67, // 7: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
 	0,  // 8: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
 	9,  // 9: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
-	66, // 10: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
-	66, // 11: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
-	66, // 12: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
-	66, // 13: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
-	66, // 14: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
-	66, // 15: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
-	66, // 16: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
-	66, // 17: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
-	66, // 18: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
+	67, // 10: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
+	67, // 11: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
+	67, // 12: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
+	67, // 13: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
+	67, // 14: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
+	67, // 15: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
+	67, // 16: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
+	67, // 17: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
+	67, // 18: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
 	23, // 19: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
 	24, // 20: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
-	66, // 21: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
+	67, // 21: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
 	23, // 22: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
-	66, // 23: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
-	66, // 24: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
-	66, // 25: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
-	33, // 26: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
-	66, // 27: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
-	35, // 28: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
-	66, // 29: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
-	39, // 30: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
-	40, // 31: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
-	66, // 32: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
-	43, // 33: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
-	66, // 34: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
-	66, // 35: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
-	66, // 36: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
-	66, // 37: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
-	66, // 38: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
-	66, // 39: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
-	66, // 40: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
-	57, // 41: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
-	59, // 42: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
-	66, // 43: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
-	66, // 44: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
-	66, // 45: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
-	2,  // 46: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
-	3,  // 47: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
-	4,  // 48: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
-	6,  // 49: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
-	8,  // 50: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
-	3,  // 51: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
-	12, // 52: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
-	3,  // 53: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
-	16, // 54: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
-	18, // 55: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
-	19, // 56: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
-	20, // 57: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
-	21, // 58: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
-	22, // 59: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
-	25, // 60: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
-	26, // 61: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
-	15, // 62: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
-	12, // 63: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
-	27, // 64: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
-	29, // 65: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
-	31, // 66: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
-	34, // 67: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
-	37, // 68: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
-	41, // 69: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
-	44, // 70: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
-	46, // 71: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
-	48, // 72: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
-	50, // 73: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
-	52, // 74: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
-	54, // 75: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
-	56, // 76: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
-	60, // 77: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
-	62, // 78: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
-	64, // 79: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
-	1,  // 80: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
-	1,  // 81: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
-	7,  // 82: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
-	7,  // 83: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
-	10, // 84: dc.v1.Data.List:output_type -> dc.v1.DataListReply
-	11, // 85: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
-	13, // 86: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
-	14, // 87: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
-	17, // 88: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
-	1,  // 89: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
-	1,  // 90: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
-	1,  // 91: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
-	1,  // 92: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
-	1,  // 93: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
-	1,  // 94: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
-	1,  // 95: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
-	1,  // 96: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
-	1,  // 97: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
-	28, // 98: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
-	30, // 99: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
-	32, // 100: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
-	36, // 101: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
-	38, // 102: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
-	42, // 103: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
-	45, // 104: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
-	47, // 105: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
-	49, // 106: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
-	51, // 107: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
-	53, // 108: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
-	55, // 109: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
-	58, // 110: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
-	61, // 111: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
-	63, // 112: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
-	65, // 113: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
-	80, // [80:114] is the sub-list for method output_type
-	46, // [46:80] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	67, // 23: dc.v1.DataCloneRequest.header:type_name -> dc.v1.Header
+	67, // 24: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
+	67, // 25: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
+	67, // 26: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
+	34, // 27: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
+	67, // 28: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
+	36, // 29: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
+	67, // 30: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
+	40, // 31: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
+	41, // 32: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
+	67, // 33: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
+	44, // 34: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
+	67, // 35: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
+	67, // 36: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
+	67, // 37: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
+	67, // 38: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
+	67, // 39: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
+	67, // 40: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
+	67, // 41: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
+	58, // 42: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
+	60, // 43: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
+	67, // 44: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
+	67, // 45: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
+	67, // 46: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
+	2,  // 47: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
+	3,  // 48: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
+	4,  // 49: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
+	6,  // 50: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
+	8,  // 51: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
+	3,  // 52: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
+	12, // 53: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
+	3,  // 54: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
+	16, // 55: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
+	18, // 56: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
+	19, // 57: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
+	20, // 58: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
+	21, // 59: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
+	22, // 60: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
+	25, // 61: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
+	26, // 62: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
+	27, // 63: dc.v1.Data.Clone:input_type -> dc.v1.DataCloneRequest
+	15, // 64: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
+	12, // 65: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
+	28, // 66: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
+	30, // 67: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
+	32, // 68: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
+	35, // 69: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
+	38, // 70: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
+	42, // 71: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
+	45, // 72: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
+	47, // 73: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
+	49, // 74: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
+	51, // 75: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
+	53, // 76: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
+	55, // 77: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
+	57, // 78: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
+	61, // 79: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
+	63, // 80: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
+	65, // 81: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
+	1,  // 82: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
+	1,  // 83: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
+	7,  // 84: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
+	7,  // 85: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
+	10, // 86: dc.v1.Data.List:output_type -> dc.v1.DataListReply
+	11, // 87: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
+	13, // 88: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
+	14, // 89: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
+	17, // 90: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
+	1,  // 91: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
+	1,  // 92: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
+	1,  // 93: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
+	1,  // 94: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
+	1,  // 95: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
+	1,  // 96: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
+	1,  // 97: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
+	1,  // 98: dc.v1.Data.Clone:output_type -> dc.v1.DataAttrReply
+	1,  // 99: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
+	1,  // 100: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
+	29, // 101: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
+	31, // 102: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
+	33, // 103: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
+	37, // 104: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
+	39, // 105: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
+	43, // 106: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
+	46, // 107: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
+	48, // 108: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
+	50, // 109: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
+	52, // 110: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
+	54, // 111: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
+	56, // 112: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
+	59, // 113: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
+	62, // 114: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
+	64, // 115: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
+	66, // 116: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
+	82, // [82:117] is the sub-list for method output_type
+	47, // [47:82] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_data_service_proto_init() }
@@ -4768,6 +4919,7 @@ func file_data_service_proto_init() {
 		return
 	}
 	file_rpc_proto_init()
+	file_data_service_proto_msgTypes[18].OneofWrappers = []any{}
 	file_data_service_proto_msgTypes[22].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -4775,7 +4927,7 @@ func file_data_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_service_proto_rawDesc), len(file_data_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   66,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

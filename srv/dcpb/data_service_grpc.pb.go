@@ -38,6 +38,7 @@ const (
 	Data_SetAttr_FullMethodName     = "/dc.v1.Data/SetAttr"
 	Data_Commit_FullMethodName      = "/dc.v1.Data/Commit"
 	Data_Append_FullMethodName      = "/dc.v1.Data/Append"
+	Data_Clone_FullMethodName       = "/dc.v1.Data/Clone"
 	Data_SetXattr_FullMethodName    = "/dc.v1.Data/SetXattr"
 	Data_RemoveXattr_FullMethodName = "/dc.v1.Data/RemoveXattr"
 	Data_Report_FullMethodName      = "/dc.v1.Data/Report"
@@ -68,6 +69,7 @@ type DataClient interface {
 	SetAttr(ctx context.Context, in *DataSetAttrRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
 	Commit(ctx context.Context, in *DataCommitRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
 	Append(ctx context.Context, in *DataAppendRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
+	Clone(ctx context.Context, in *DataCloneRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
 	SetXattr(ctx context.Context, in *DataSetXattrRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
 	RemoveXattr(ctx context.Context, in *DataXattrRequest, opts ...grpc.CallOption) (*DataAttrReply, error)
 	// Report says which inodes a node has open.
@@ -252,6 +254,16 @@ func (c *dataClient) Append(ctx context.Context, in *DataAppendRequest, opts ...
 	return out, nil
 }
 
+func (c *dataClient) Clone(ctx context.Context, in *DataCloneRequest, opts ...grpc.CallOption) (*DataAttrReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataAttrReply)
+	err := c.cc.Invoke(ctx, Data_Clone_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *dataClient) SetXattr(ctx context.Context, in *DataSetXattrRequest, opts ...grpc.CallOption) (*DataAttrReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DataAttrReply)
@@ -352,6 +364,7 @@ type DataServer interface {
 	SetAttr(context.Context, *DataSetAttrRequest) (*DataAttrReply, error)
 	Commit(context.Context, *DataCommitRequest) (*DataAttrReply, error)
 	Append(context.Context, *DataAppendRequest) (*DataAttrReply, error)
+	Clone(context.Context, *DataCloneRequest) (*DataAttrReply, error)
 	SetXattr(context.Context, *DataSetXattrRequest) (*DataAttrReply, error)
 	RemoveXattr(context.Context, *DataXattrRequest) (*DataAttrReply, error)
 	// Report says which inodes a node has open.
@@ -423,6 +436,9 @@ func (UnimplementedDataServer) Commit(context.Context, *DataCommitRequest) (*Dat
 }
 func (UnimplementedDataServer) Append(context.Context, *DataAppendRequest) (*DataAttrReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Append not implemented")
+}
+func (UnimplementedDataServer) Clone(context.Context, *DataCloneRequest) (*DataAttrReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Clone not implemented")
 }
 func (UnimplementedDataServer) SetXattr(context.Context, *DataSetXattrRequest) (*DataAttrReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetXattr not implemented")
@@ -757,6 +773,24 @@ func _Data_Append_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Data_Clone_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataCloneRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Clone(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Clone_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Clone(ctx, req.(*DataCloneRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Data_SetXattr_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DataSetXattrRequest)
 	if err := dec(in); err != nil {
@@ -971,6 +1005,10 @@ var Data_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Append",
 			Handler:    _Data_Append_Handler,
+		},
+		{
+			MethodName: "Clone",
+			Handler:    _Data_Clone_Handler,
 		},
 		{
 			MethodName: "SetXattr",

@@ -14,6 +14,7 @@ type feature struct {
 var (
 	fencedWrites = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
 	movedBlocks  = feature{"moves of blocks", dc.Version{0, 3, 0}}
+	fullFiles    = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
 )
 
 // allows says dc.Unsupported while some node of the cluster runs a version that does not know f.

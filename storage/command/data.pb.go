@@ -25,8 +25,9 @@ const (
 )
 
 type DataCommand struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Version uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1, or 2: access control lists, files without names, clones, security attributes, and set-id bits of files that are not regular.
+	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Who asks; the machine checks permissions at apply.
 	Caller *DataCaller `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
 	Now    int64       `protobuf:"fixed64,3,opt,name=now,proto3" json:"now,omitempty"`
@@ -44,6 +45,7 @@ type DataCommand struct {
 	//	*DataCommand_Purge
 	//	*DataCommand_Forget
 	//	*DataCommand_Relocate
+	//	*DataCommand_Clone
 	Op            isDataCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -215,6 +217,15 @@ func (x *DataCommand) GetRelocate() *DataRelocate {
 	return nil
 }
 
+func (x *DataCommand) GetClone() *DataClone {
+	if x != nil {
+		if x, ok := x.Op.(*DataCommand_Clone); ok {
+			return x.Clone
+		}
+	}
+	return nil
+}
+
 type isDataCommand_Op interface {
 	isDataCommand_Op()
 }
@@ -267,6 +278,10 @@ type DataCommand_Relocate struct {
 	Relocate *DataRelocate `protobuf:"bytes,40,opt,name=relocate,proto3,oneof"`
 }
 
+type DataCommand_Clone struct {
+	Clone *DataClone `protobuf:"bytes,31,opt,name=clone,proto3,oneof"` // version 2
+}
+
 func (*DataCommand_Make) isDataCommand_Op() {}
 
 func (*DataCommand_Link) isDataCommand_Op() {}
@@ -290,6 +305,8 @@ func (*DataCommand_Purge) isDataCommand_Op() {}
 func (*DataCommand_Forget) isDataCommand_Op() {}
 
 func (*DataCommand_Relocate) isDataCommand_Op() {}
+
+func (*DataCommand_Clone) isDataCommand_Op() {}
 
 type DataCaller struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -353,13 +370,17 @@ func (x *DataCaller) GetGroups() []uint32 {
 
 // DataMake creates a file, directory, symlink or device. Without exclusive an existing name is the answer.
 type DataMake struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Parent        uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
-	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Mode          uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"` // with type bits; the caller's umask is already applied
-	Rdev          uint32                 `protobuf:"varint,4,opt,name=rdev,proto3" json:"rdev,omitempty"`
-	Target        []byte                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
-	Exclusive     bool                   `protobuf:"varint,6,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Parent    uint64                 `protobuf:"varint,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name      []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Mode      uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"` // with type bits; the caller's umask is already applied
+	Rdev      uint32                 `protobuf:"varint,4,opt,name=rdev,proto3" json:"rdev,omitempty"`
+	Target    []byte                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
+	Exclusive bool                   `protobuf:"varint,6,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	// Version 2 from here. full_mode is the mode without the umask, which counts instead where the directory has a default access control list.
+	FullMode      *uint32 `protobuf:"varint,7,opt,name=full_mode,json=fullMode,proto3,oneof" json:"full_mode,omitempty"`
+	Nameless      bool    `protobuf:"varint,8,opt,name=nameless,proto3" json:"nameless,omitempty"` // O_TMPFILE: no entry; name is empty
+	Linkable      bool    `protobuf:"varint,9,opt,name=linkable,proto3" json:"linkable,omitempty"` // a nameless file that may be given a name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -432,6 +453,27 @@ func (x *DataMake) GetTarget() []byte {
 func (x *DataMake) GetExclusive() bool {
 	if x != nil {
 		return x.Exclusive
+	}
+	return false
+}
+
+func (x *DataMake) GetFullMode() uint32 {
+	if x != nil && x.FullMode != nil {
+		return *x.FullMode
+	}
+	return 0
+}
+
+func (x *DataMake) GetNameless() bool {
+	if x != nil {
+		return x.Nameless
+	}
+	return false
+}
+
+func (x *DataMake) GetLinkable() bool {
+	if x != nil {
+		return x.Linkable
 	}
 	return false
 }
@@ -1436,12 +1478,90 @@ func (x *DataMove) GetGone() []uint64 {
 	return nil
 }
 
+// DataClone makes bytes [to_off, to_off+len) of one file what bytes [from_off, ...) of another are, by referencing the same blocks. It stops early, at the end
+// of from, before bytes that no block holds, or after a bounded number of extents; the result's offset is how many bytes were cloned.
+type DataClone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	From          uint64                 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	FromOff       int64                  `protobuf:"varint,2,opt,name=from_off,json=fromOff,proto3" json:"from_off,omitempty"`
+	To            uint64                 `protobuf:"varint,3,opt,name=to,proto3" json:"to,omitempty"`
+	ToOff         int64                  `protobuf:"varint,4,opt,name=to_off,json=toOff,proto3" json:"to_off,omitempty"`
+	Len           int64                  `protobuf:"varint,5,opt,name=len,proto3" json:"len,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataClone) Reset() {
+	*x = DataClone{}
+	mi := &file_data_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataClone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataClone) ProtoMessage() {}
+
+func (x *DataClone) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataClone.ProtoReflect.Descriptor instead.
+func (*DataClone) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *DataClone) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *DataClone) GetFromOff() int64 {
+	if x != nil {
+		return x.FromOff
+	}
+	return 0
+}
+
+func (x *DataClone) GetTo() uint64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *DataClone) GetToOff() int64 {
+	if x != nil {
+		return x.ToOff
+	}
+	return 0
+}
+
+func (x *DataClone) GetLen() int64 {
+	if x != nil {
+		return x.Len
+	}
+	return 0
+}
+
 // DataResult is what every command answers.
 type DataResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inode         *DataInode             `protobuf:"bytes,1,opt,name=inode,proto3" json:"inode,omitempty"`
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
-	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`       // of an append
+	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`       // of an append; bytes cloned
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`           // a truncate or purge is not done yet: ask again
 	Gone          uint64                 `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`           // the inode whose last name was removed, if any
 	Moved         []bool                 `protobuf:"varint,20,rep,packed,name=moved,proto3" json:"moved,omitempty"` // of a relocation: which moves took place
@@ -1451,7 +1571,7 @@ type DataResult struct {
 
 func (x *DataResult) Reset() {
 	*x = DataResult{}
-	mi := &file_data_proto_msgTypes[18]
+	mi := &file_data_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1583,7 @@ func (x *DataResult) String() string {
 func (*DataResult) ProtoMessage() {}
 
 func (x *DataResult) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[18]
+	mi := &file_data_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1596,7 @@ func (x *DataResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataResult.ProtoReflect.Descriptor instead.
 func (*DataResult) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{18}
+	return file_data_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DataResult) GetInode() *DataInode {
@@ -1523,34 +1643,40 @@ func (x *DataResult) GetMoved() []bool {
 
 // DataInode is the stored inode.
 type DataInode struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
-	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
-	Nlink         uint32                 `protobuf:"varint,3,opt,name=nlink,proto3" json:"nlink,omitempty"`
-	Uid           uint32                 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
-	Gid           uint32                 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
-	Rdev          uint32                 `protobuf:"varint,6,opt,name=rdev,proto3" json:"rdev,omitempty"`
-	Size          int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
-	Allocated     int64                  `protobuf:"varint,8,opt,name=allocated,proto3" json:"allocated,omitempty"`
-	Atime         int64                  `protobuf:"fixed64,9,opt,name=atime,proto3" json:"atime,omitempty"`
-	Mtime         int64                  `protobuf:"fixed64,10,opt,name=mtime,proto3" json:"mtime,omitempty"`
-	Ctime         int64                  `protobuf:"fixed64,11,opt,name=ctime,proto3" json:"ctime,omitempty"`
-	Btime         int64                  `protobuf:"fixed64,12,opt,name=btime,proto3" json:"btime,omitempty"`
-	Parent        uint64                 `protobuf:"varint,13,opt,name=parent,proto3" json:"parent,omitempty"`
-	Name          []byte                 `protobuf:"bytes,14,opt,name=name,proto3" json:"name,omitempty"` // in parent; the name of one link when there are several
-	Version       uint64                 `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`
-	InlineOff     int64                  `protobuf:"varint,16,opt,name=inline_off,json=inlineOff,proto3" json:"inline_off,omitempty"`
-	Inline        []byte                 `protobuf:"bytes,17,opt,name=inline,proto3" json:"inline,omitempty"`
-	Target        []byte                 `protobuf:"bytes,18,opt,name=target,proto3" json:"target,omitempty"`
-	XattrBytes    uint32                 `protobuf:"varint,19,opt,name=xattr_bytes,json=xattrBytes,proto3" json:"xattr_bytes,omitempty"` // names with their NULs; 0 means no attributes
-	Extents       uint64                 `protobuf:"varint,20,opt,name=extents,proto3" json:"extents,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Ino        uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Mode       uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Nlink      uint32                 `protobuf:"varint,3,opt,name=nlink,proto3" json:"nlink,omitempty"`
+	Uid        uint32                 `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid        uint32                 `protobuf:"varint,5,opt,name=gid,proto3" json:"gid,omitempty"`
+	Rdev       uint32                 `protobuf:"varint,6,opt,name=rdev,proto3" json:"rdev,omitempty"`
+	Size       int64                  `protobuf:"varint,7,opt,name=size,proto3" json:"size,omitempty"`
+	Allocated  int64                  `protobuf:"varint,8,opt,name=allocated,proto3" json:"allocated,omitempty"`
+	Atime      int64                  `protobuf:"fixed64,9,opt,name=atime,proto3" json:"atime,omitempty"`
+	Mtime      int64                  `protobuf:"fixed64,10,opt,name=mtime,proto3" json:"mtime,omitempty"`
+	Ctime      int64                  `protobuf:"fixed64,11,opt,name=ctime,proto3" json:"ctime,omitempty"`
+	Btime      int64                  `protobuf:"fixed64,12,opt,name=btime,proto3" json:"btime,omitempty"`
+	Parent     uint64                 `protobuf:"varint,13,opt,name=parent,proto3" json:"parent,omitempty"`
+	Name       []byte                 `protobuf:"bytes,14,opt,name=name,proto3" json:"name,omitempty"` // in parent; the name of one link when there are several
+	Version    uint64                 `protobuf:"varint,15,opt,name=version,proto3" json:"version,omitempty"`
+	InlineOff  int64                  `protobuf:"varint,16,opt,name=inline_off,json=inlineOff,proto3" json:"inline_off,omitempty"`
+	Inline     []byte                 `protobuf:"bytes,17,opt,name=inline,proto3" json:"inline,omitempty"`
+	Target     []byte                 `protobuf:"bytes,18,opt,name=target,proto3" json:"target,omitempty"`
+	XattrBytes uint32                 `protobuf:"varint,19,opt,name=xattr_bytes,json=xattrBytes,proto3" json:"xattr_bytes,omitempty"` // names with their NULs; 0 means no attributes
+	Extents    uint64                 `protobuf:"varint,20,opt,name=extents,proto3" json:"extents,omitempty"`
+	// Access control lists as setxattr(2) takes them. acl is there only if it says more than mode.
+	Acl           []byte `protobuf:"bytes,21,opt,name=acl,proto3" json:"acl,omitempty"`
+	DefaultAcl    []byte `protobuf:"bytes,22,opt,name=default_acl,json=defaultAcl,proto3" json:"default_acl,omitempty"`
+	Linkable      bool   `protobuf:"varint,23,opt,name=linkable,proto3" json:"linkable,omitempty"`     // made without a name, and may get one
+	Listed        bool   `protobuf:"varint,25,opt,name=listed,proto3" json:"listed,omitempty"`         // in answers, which have no lists: it has some
+	Capability    bool   `protobuf:"varint,24,opt,name=capability,proto3" json:"capability,omitempty"` // has the attribute security.capability
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataInode) Reset() {
 	*x = DataInode{}
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1688,7 @@ func (x *DataInode) String() string {
 func (*DataInode) ProtoMessage() {}
 
 func (x *DataInode) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1701,7 @@ func (x *DataInode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataInode.ProtoReflect.Descriptor instead.
 func (*DataInode) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{19}
+	return file_data_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DataInode) GetIno() uint64 {
@@ -1718,6 +1844,41 @@ func (x *DataInode) GetExtents() uint64 {
 	return 0
 }
 
+func (x *DataInode) GetAcl() []byte {
+	if x != nil {
+		return x.Acl
+	}
+	return nil
+}
+
+func (x *DataInode) GetDefaultAcl() []byte {
+	if x != nil {
+		return x.DefaultAcl
+	}
+	return nil
+}
+
+func (x *DataInode) GetLinkable() bool {
+	if x != nil {
+		return x.Linkable
+	}
+	return false
+}
+
+func (x *DataInode) GetListed() bool {
+	if x != nil {
+		return x.Listed
+	}
+	return false
+}
+
+func (x *DataInode) GetCapability() bool {
+	if x != nil {
+		return x.Capability
+	}
+	return false
+}
+
 type DataDentry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -1728,7 +1889,7 @@ type DataDentry struct {
 
 func (x *DataDentry) Reset() {
 	*x = DataDentry{}
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1901,7 @@ func (x *DataDentry) String() string {
 func (*DataDentry) ProtoMessage() {}
 
 func (x *DataDentry) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1914,7 @@ func (x *DataDentry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataDentry.ProtoReflect.Descriptor instead.
 func (*DataDentry) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{20}
+	return file_data_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DataDentry) GetIno() uint64 {
@@ -1781,7 +1942,7 @@ type DataExtent struct {
 
 func (x *DataExtent) Reset() {
 	*x = DataExtent{}
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1954,7 @@ func (x *DataExtent) String() string {
 func (*DataExtent) ProtoMessage() {}
 
 func (x *DataExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1967,7 @@ func (x *DataExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataExtent.ProtoReflect.Descriptor instead.
 func (*DataExtent) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{21}
+	return file_data_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DataExtent) GetLen() int64 {
@@ -1841,7 +2002,7 @@ type DataBlock struct {
 
 func (x *DataBlock) Reset() {
 	*x = DataBlock{}
-	mi := &file_data_proto_msgTypes[22]
+	mi := &file_data_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2014,7 @@ func (x *DataBlock) String() string {
 func (*DataBlock) ProtoMessage() {}
 
 func (x *DataBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[22]
+	mi := &file_data_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2027,7 @@ func (x *DataBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBlock.ProtoReflect.Descriptor instead.
 func (*DataBlock) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{22}
+	return file_data_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DataBlock) GetRefs() uint32 {
@@ -1901,7 +2062,7 @@ type DataUsage struct {
 
 func (x *DataUsage) Reset() {
 	*x = DataUsage{}
-	mi := &file_data_proto_msgTypes[23]
+	mi := &file_data_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1913,7 +2074,7 @@ func (x *DataUsage) String() string {
 func (*DataUsage) ProtoMessage() {}
 
 func (x *DataUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[23]
+	mi := &file_data_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1926,7 +2087,7 @@ func (x *DataUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataUsage.ProtoReflect.Descriptor instead.
 func (*DataUsage) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{23}
+	return file_data_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DataUsage) GetInodes() int64 {
@@ -1955,7 +2116,7 @@ var File_data_proto protoreflect.FileDescriptor
 const file_data_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"data.proto\x12\rdc.command.v1\"\x80\x06\n" +
+	"data.proto\x12\rdc.command.v1\"\xb2\x06\n" +
 	"\vDataCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x121\n" +
 	"\x06caller\x18\x02 \x01(\v2\x19.dc.command.v1.DataCallerR\x06caller\x12\x10\n" +
@@ -1972,20 +2133,26 @@ const file_data_proto_rawDesc = "" +
 	"\fremove_xattr\x18\x12 \x01(\v2\x1e.dc.command.v1.DataRemoveXattrH\x00R\vremoveXattr\x120\n" +
 	"\x05purge\x18\x13 \x01(\v2\x18.dc.command.v1.DataPurgeH\x00R\x05purge\x123\n" +
 	"\x06forget\x18\x14 \x01(\v2\x19.dc.command.v1.DataForgetH\x00R\x06forget\x129\n" +
-	"\brelocate\x18( \x01(\v2\x1b.dc.command.v1.DataRelocateH\x00R\brelocateB\x04\n" +
+	"\brelocate\x18( \x01(\v2\x1b.dc.command.v1.DataRelocateH\x00R\brelocate\x120\n" +
+	"\x05clone\x18\x1f \x01(\v2\x18.dc.command.v1.DataCloneH\x00R\x05cloneB\x04\n" +
 	"\x02op\"H\n" +
 	"\n" +
 	"DataCaller\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"\x94\x01\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"\xfc\x01\n" +
 	"\bDataMake\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12\x12\n" +
 	"\x04rdev\x18\x04 \x01(\rR\x04rdev\x12\x16\n" +
 	"\x06target\x18\x05 \x01(\fR\x06target\x12\x1c\n" +
-	"\texclusive\x18\x06 \x01(\bR\texclusive\"H\n" +
+	"\texclusive\x18\x06 \x01(\bR\texclusive\x12 \n" +
+	"\tfull_mode\x18\a \x01(\rH\x00R\bfullMode\x88\x01\x01\x12\x1a\n" +
+	"\bnameless\x18\b \x01(\bR\bnameless\x12\x1a\n" +
+	"\blinkable\x18\t \x01(\bR\blinkableB\f\n" +
+	"\n" +
+	"_full_mode\"H\n" +
 	"\bDataLink\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
@@ -2071,7 +2238,13 @@ const file_data_proto_rawDesc = "" +
 	"\x05block\x18\x01 \x01(\fR\x05block\x12\x10\n" +
 	"\x03was\x18\x02 \x03(\x04R\x03was\x12\x10\n" +
 	"\x03now\x18\x03 \x03(\x04R\x03now\x12\x12\n" +
-	"\x04gone\x18\x04 \x03(\x04R\x04gone\"\xac\x01\n" +
+	"\x04gone\x18\x04 \x03(\x04R\x04gone\"s\n" +
+	"\tDataClone\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x19\n" +
+	"\bfrom_off\x18\x02 \x01(\x03R\afromOff\x12\x0e\n" +
+	"\x02to\x18\x03 \x01(\x04R\x02to\x12\x15\n" +
+	"\x06to_off\x18\x04 \x01(\x03R\x05toOff\x12\x10\n" +
+	"\x03len\x18\x05 \x01(\x03R\x03len\"\xac\x01\n" +
 	"\n" +
 	"DataResult\x12.\n" +
 	"\x05inode\x18\x01 \x01(\v2\x18.dc.command.v1.DataInodeR\x05inode\x12\x18\n" +
@@ -2079,7 +2252,7 @@ const file_data_proto_rawDesc = "" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
 	"\x04gone\x18\x05 \x01(\x04R\x04gone\x12\x14\n" +
-	"\x05moved\x18\x14 \x03(\bR\x05moved\"\xd9\x03\n" +
+	"\x05moved\x18\x14 \x03(\bR\x05moved\"\xe0\x04\n" +
 	"\tDataInode\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -2103,7 +2276,15 @@ const file_data_proto_rawDesc = "" +
 	"\x06target\x18\x12 \x01(\fR\x06target\x12\x1f\n" +
 	"\vxattr_bytes\x18\x13 \x01(\rR\n" +
 	"xattrBytes\x12\x18\n" +
-	"\aextents\x18\x14 \x01(\x04R\aextents\"2\n" +
+	"\aextents\x18\x14 \x01(\x04R\aextents\x12\x10\n" +
+	"\x03acl\x18\x15 \x01(\fR\x03acl\x12\x1f\n" +
+	"\vdefault_acl\x18\x16 \x01(\fR\n" +
+	"defaultAcl\x12\x1a\n" +
+	"\blinkable\x18\x17 \x01(\bR\blinkable\x12\x16\n" +
+	"\x06listed\x18\x19 \x01(\bR\x06listed\x12\x1e\n" +
+	"\n" +
+	"capability\x18\x18 \x01(\bR\n" +
+	"capability\"2\n" +
 	"\n" +
 	"DataDentry\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
@@ -2134,7 +2315,7 @@ func file_data_proto_rawDescGZIP() []byte {
 	return file_data_proto_rawDescData
 }
 
-var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_data_proto_goTypes = []any{
 	(*DataCommand)(nil),     // 0: dc.command.v1.DataCommand
 	(*DataCaller)(nil),      // 1: dc.command.v1.DataCaller
@@ -2154,12 +2335,13 @@ var file_data_proto_goTypes = []any{
 	(*DataGarbage)(nil),     // 15: dc.command.v1.DataGarbage
 	(*DataRelocate)(nil),    // 16: dc.command.v1.DataRelocate
 	(*DataMove)(nil),        // 17: dc.command.v1.DataMove
-	(*DataResult)(nil),      // 18: dc.command.v1.DataResult
-	(*DataInode)(nil),       // 19: dc.command.v1.DataInode
-	(*DataDentry)(nil),      // 20: dc.command.v1.DataDentry
-	(*DataExtent)(nil),      // 21: dc.command.v1.DataExtent
-	(*DataBlock)(nil),       // 22: dc.command.v1.DataBlock
-	(*DataUsage)(nil),       // 23: dc.command.v1.DataUsage
+	(*DataClone)(nil),       // 18: dc.command.v1.DataClone
+	(*DataResult)(nil),      // 19: dc.command.v1.DataResult
+	(*DataInode)(nil),       // 20: dc.command.v1.DataInode
+	(*DataDentry)(nil),      // 21: dc.command.v1.DataDentry
+	(*DataExtent)(nil),      // 22: dc.command.v1.DataExtent
+	(*DataBlock)(nil),       // 23: dc.command.v1.DataBlock
+	(*DataUsage)(nil),       // 24: dc.command.v1.DataUsage
 }
 var file_data_proto_depIdxs = []int32{
 	1,  // 0: dc.command.v1.DataCommand.caller:type_name -> dc.command.v1.DataCaller
@@ -2175,17 +2357,18 @@ var file_data_proto_depIdxs = []int32{
 	13, // 10: dc.command.v1.DataCommand.purge:type_name -> dc.command.v1.DataPurge
 	14, // 11: dc.command.v1.DataCommand.forget:type_name -> dc.command.v1.DataForget
 	16, // 12: dc.command.v1.DataCommand.relocate:type_name -> dc.command.v1.DataRelocate
-	7,  // 13: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
-	8,  // 14: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
-	7,  // 15: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
-	15, // 16: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
-	17, // 17: dc.command.v1.DataRelocate.moves:type_name -> dc.command.v1.DataMove
-	19, // 18: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	18, // 13: dc.command.v1.DataCommand.clone:type_name -> dc.command.v1.DataClone
+	7,  // 14: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
+	8,  // 15: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
+	7,  // 16: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
+	15, // 17: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
+	17, // 18: dc.command.v1.DataRelocate.moves:type_name -> dc.command.v1.DataMove
+	20, // 19: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_data_proto_init() }
@@ -2206,7 +2389,9 @@ func file_data_proto_init() {
 		(*DataCommand_Purge)(nil),
 		(*DataCommand_Forget)(nil),
 		(*DataCommand_Relocate)(nil),
+		(*DataCommand_Clone)(nil),
 	}
+	file_data_proto_msgTypes[2].OneofWrappers = []any{}
 	file_data_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2214,7 +2399,7 @@ func file_data_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_proto_rawDesc), len(file_data_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -50,6 +50,8 @@ type Attr struct {
 	Btime               int64
 	Parent              Ino    // of a directory
 	Version             uint64 // grows with every change of content or size
+	ACL                 bool   // it has an access control list, or a default one
+	Xattrs              bool   // it has extended attributes
 }
 
 // IsDir tells a directory.
@@ -67,6 +69,10 @@ type Make struct {
 	Target    []byte
 	Exclusive bool // fail with dc.Exists if the name is there, instead of giving the file that it names
 	Open      bool // the maker has it open from then on
+	// FullMode is the mode without the caller's umask (Mode has it applied): it counts where the directory has a default access control list. nil: Mode.
+	FullMode *uint32
+	// Nameless makes a regular file without a name (O_TMPFILE) in Dir's filesystem; Open must be set. Linkable allows to give it one.
+	Nameless, Linkable bool
 }
 
 // A SetAttr is a chmod, chown, utimes or truncate; nil fields are left alone.
@@ -177,6 +183,14 @@ type Commit struct {
 	Size int64
 }
 
+// A Clone makes bytes [ToOff, ToOff+Len) of one file what bytes [FromOff, ...) of another are, sharing blocks.
+type Clone struct {
+	From, To       Ino
+	FromOff, ToOff int64
+	Len            int64
+	Mtime          int64
+}
+
 // An Append adds data at the end of the file, wherever that is when the append takes effect.
 type Append struct {
 	Ino    Ino
@@ -205,6 +219,7 @@ type Space struct {
 const (
 	MaxXattrBytes   = 64 * dc.KiB // one extended attribute's value
 	MaxXattrsBytes  = 64 * dc.KiB // all names of one inode, as listxattr answers them
+	MaxACLEntries   = 512         // entries of one access control list
 	MaxLinks        = 65000       // hard links of a file, subdirectories of a directory
 	MaxFileBytes    = 1 << 60     // a file's size
 	MaxExtentsPage  = 1024        // extents an answer may hold

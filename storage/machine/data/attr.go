@@ -31,6 +31,7 @@ func (o *operation) setAttr(c *command.DataSetAttr) (*command.DataResult, error)
 			mode &^= modeSetGID
 		}
 		in.Mode = in.Mode&file.TypeMask | mode
+		chmodACL(in)
 	}
 	if c.Atime != nil {
 		in.Atime = *c.Atime
@@ -89,7 +90,7 @@ func (o *operation) setOwner(in *command.DataInode, c *command.DataSetAttr) {
 	if c.Gid != nil {
 		in.Gid = *c.Gid
 	}
-	dropPrivileges(in)
+	o.dropPrivileges(in)
 }
 
 // truncate sets the size. A file with many extents beyond it shrinks in steps: more says that another is needed.
@@ -104,7 +105,7 @@ func (o *operation) truncate(in *command.DataInode, size int64) (more bool) {
 	in.Version++
 	in.Mtime, in.Ctime = o.now, o.now
 	if o.who.GetUid() != 0 {
-		dropPrivileges(in)
+		o.dropPrivileges(in)
 	}
 	return more
 }

@@ -131,7 +131,7 @@ func (o *operation) wrote(in *command.DataInode, end int64) {
 	in.Version++
 	in.Mtime, in.Ctime = o.now, o.now
 	if o.who.GetUid() != 0 {
-		dropPrivileges(in)
+		o.dropPrivileges(in)
 	}
 	o.put(in)
 }

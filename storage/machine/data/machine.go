@@ -10,8 +10,24 @@ import (
 	"missingos/storage/command"
 )
 
-// Version is the version of the commands this machine understands.
-const Version = 1
+// Version is the newest version of the commands this machine understands. Commands of [FirstVersion] keep their meaning for ever.
+const (
+	Version      = 2
+	FirstVersion = 1
+)
+
+// Needs is the lowest version that c means the same in.
+func Needs(c *command.DataCommand) uint32 {
+	switch op := c.Op.(type) {
+	case *command.DataCommand_Clone:
+		return 2
+	case *command.DataCommand_Make:
+		if op.Make.Nameless {
+			return 2
+		}
+	}
+	return FirstVersion
+}
 
 // Orphaned is emitted when an inode has lost its last name: it can be purged once nobody has it open.
 type Orphaned struct{ Ino file.Ino }
@@ -30,10 +46,10 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 	if err := proto.Unmarshal(body, c); err != nil {
 		panic(fmt.Sprintf("data: command does not decode: %v", err))
 	}
-	if c.Version != Version {
+	if c.Version < FirstVersion || c.Version > Version {
 		panic(fmt.Sprintf("data: command of version %d, this build knows %d", c.Version, Version))
 	}
-	o := &operation{tx: tx, who: c.GetCaller(), now: c.GetNow()}
+	o := &operation{tx: tx, version: c.Version, who: c.GetCaller(), now: c.GetNow()}
 	res, err := o.run(c)
 	if err != nil {
 		return nil, err
@@ -44,12 +60,13 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 
 // An operation is one command being applied. Changes to usage and block rows are gathered and written by finish.
 type operation struct {
-	tx     storage.Tx
-	who    *command.DataCaller
-	now    int64
-	usage  *command.DataUsage
-	before command.DataUsage
-	blocks blockRows
+	tx      storage.Tx
+	version uint32
+	who     *command.DataCaller
+	now     int64
+	usage   *command.DataUsage
+	before  command.DataUsage
+	blocks  blockRows
 }
 
 func (o *operation) run(c *command.DataCommand) (*command.DataResult, error) {
@@ -78,6 +95,8 @@ func (o *operation) run(c *command.DataCommand) (*command.DataResult, error) {
 		return o.forget(op.Forget)
 	case *command.DataCommand_Relocate:
 		return o.relocate(op.Relocate)
+	case *command.DataCommand_Clone:
+		return o.clone(op.Clone)
 	}
 	panic(fmt.Sprintf("data: unknown command %T", c.Op))
 }
@@ -116,6 +135,6 @@ func Bare(in *command.DataInode) *command.DataInode {
 	return &command.DataInode{
 		Ino: in.Ino, Mode: in.Mode, Nlink: in.Nlink, Uid: in.Uid, Gid: in.Gid, Rdev: in.Rdev, Size: in.Size, Allocated: in.Allocated,
 		Atime: in.Atime, Mtime: in.Mtime, Ctime: in.Ctime, Btime: in.Btime, Parent: in.Parent, Version: in.Version,
-		XattrBytes: in.XattrBytes, Extents: in.Extents,
+		XattrBytes: in.XattrBytes, Extents: in.Extents, Listed: HasACL(in),
 	}
 }

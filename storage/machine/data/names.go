@@ -11,6 +11,9 @@ import (
 
 func (o *operation) makeFile(c *command.DataMake) (*command.DataResult, error) {
 	const op = "create"
+	if c.Nameless && o.version >= 2 {
+		return o.makeNameless(c)
+	}
 	if err := checkName(op, c.Name); err != nil {
 		return nil, err
 	}
@@ -33,6 +36,20 @@ func (o *operation) makeFile(c *command.DataMake) (*command.DataResult, error) {
 	if err := o.mayMake(op, dir, c); err != nil {
 		return nil, err
 	}
+	in := o.newInode(dir, c)
+	if isDir(in) {
+		in.Nlink = dirLinks
+		dir.Nlink++
+	}
+	o.enter(dir, c.Name, in)
+	o.touch(dir)
+	o.put(dir)
+	o.put(in)
+	return answer(in), nil
+}
+
+// newInode makes the inode of a file in dir, which has a name yet to be entered.
+func (o *operation) newInode(dir *command.DataInode, c *command.DataMake) *command.DataInode {
 	u := o.space(dirSlot(dir))
 	u.Seq++
 	u.Inodes++
@@ -41,14 +58,28 @@ func (o *operation) makeFile(c *command.DataMake) (*command.DataResult, error) {
 		Uid: o.who.GetUid(), Gid: o.who.GetGid(), Rdev: c.Rdev, Target: c.Target, Size: int64(len(c.Target)),
 		Atime: o.now, Mtime: o.now, Ctime: o.now, Btime: o.now, Parent: dir.Ino, Name: c.Name, Version: 1,
 	}
-	inherit(in, dir)
-	if isDir(in) {
-		in.Nlink = dirLinks
-		dir.Nlink++
+	inheritACL(in, dir, c)
+	inherit(in, dir, o.who, o.version)
+	return in
+}
+
+// makeNameless makes a regular file that no directory has an entry of (O_TMPFILE): an orphan, which goes when nobody has it open.
+func (o *operation) makeNameless(c *command.DataMake) (*command.DataResult, error) {
+	const op = "tmpfile"
+	dir, err := liveDir(o.tx, op, file.Ino(c.Parent))
+	if err != nil {
+		return nil, err
 	}
-	o.enter(dir, c.Name, in)
-	o.touch(dir)
-	o.put(dir)
+	if c.Mode&file.TypeMask != file.Regular || len(c.Name) > 0 {
+		return nil, dc.Errorf(dc.Invalid, op, inoOf(dir).String(), "a file without a name is a regular one")
+	}
+	if err := o.mayMake(op, dir, c); err != nil {
+		return nil, err
+	}
+	in := o.newInode(dir, c)
+	in.Nlink, in.Linkable = 0, c.Linkable
+	o.tx.Set(orphanKey(inoOf(in)), binary.BigEndian.AppendUint64(nil, uint64(o.now)))
+	o.tx.Emit(Orphaned{Ino: inoOf(in)})
 	o.put(in)
 	return answer(in), nil
 }
@@ -95,7 +126,7 @@ func (o *operation) link(c *command.DataLink) (*command.DataResult, error) {
 	}
 	in, ok := loadInode(o.tx, file.Ino(c.Ino))
 	switch {
-	case !ok || in.Nlink == 0:
+	case !ok || in.Nlink == 0 && !in.Linkable:
 		return nil, dc.Errorf(dc.NotFound, op, file.Ino(c.Ino).String(), "the file has been removed")
 	case isDir(in):
 		return nil, dc.Errorf(dc.NotOwner, op, string(c.Name), "directories have one name")
@@ -108,10 +139,16 @@ func (o *operation) link(c *command.DataLink) (*command.DataResult, error) {
 	if _, ok := loadDentry(o.tx, inoOf(dir), c.Name); ok {
 		return nil, dc.Errorf(dc.Exists, op, string(c.Name), "")
 	}
-	if in.Nlink == 1 {
+	switch in.Nlink {
+	case 0: // made without a name
+		in.Linkable, in.Parent, in.Name = false, dir.Ino, c.Name
+		o.tx.Delete(orphanKey(inoOf(in)))
+	case 1:
 		o.tx.Set(linkKey(inoOf(in), file.Ino(in.Parent), in.Name), nil)
+		fallthrough
+	default:
+		o.tx.Set(linkKey(inoOf(in), inoOf(dir), c.Name), nil)
 	}
-	o.tx.Set(linkKey(inoOf(in), inoOf(dir), c.Name), nil)
 	in.Nlink++
 	in.Ctime = o.now
 	o.enter(dir, c.Name, in)

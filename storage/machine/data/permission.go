@@ -24,6 +24,8 @@ func may(in *command.DataInode, c *command.DataCaller, want uint32) bool {
 	switch {
 	case c.GetUid() == in.Uid:
 		bits >>= 6
+	case len(in.Acl) > 0:
+		return aclAllows(in, c, want)
 	case inGroup(c, in.Gid):
 		bits >>= 3
 	}
@@ -65,10 +67,13 @@ func mayRemove(op string, dir, in *command.DataInode, c *command.DataCaller) err
 	return nil
 }
 
-// dropPrivileges clears the set-uid and set-gid bits, as a write or a change of owner does.
-func dropPrivileges(in *command.DataInode) {
-	if !isRegular(in) {
+// dropPrivileges clears the set-uid and set-gid bits, as a write or a change of owner does, and the capabilities that an executable brings.
+func (o *operation) dropPrivileges(in *command.DataInode) {
+	if isDir(in) || o.version < 2 && !isRegular(in) {
 		return
+	}
+	if in.Capability {
+		o.dropXattr(in, []byte(xattrCapability))
 	}
 	in.Mode &^= modeSetUID
 	if in.Mode&groupExec != 0 {
@@ -77,9 +82,12 @@ func dropPrivileges(in *command.DataInode) {
 }
 
 // inherit gives a new file its group, and a new directory the set-gid bit, from a set-gid directory.
-func inherit(in, dir *command.DataInode) {
+func inherit(in, dir *command.DataInode, c *command.DataCaller, version uint32) {
 	if dir.Mode&modeSetGID == 0 {
 		return
+	}
+	if !isDir(in) && version >= 2 && in.Mode&(modeSetGID|groupExec) == modeSetGID|groupExec && c.GetUid() != 0 && !inGroup(c, dir.Gid) {
+		in.Mode &^= modeSetGID // or making files there would lend the directory's group
 	}
 	in.Gid = dir.Gid
 	if in.Mode&file.TypeMask == file.Dir {

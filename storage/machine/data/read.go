@@ -148,6 +148,9 @@ func Xattr(rd storage.Reader, who *command.DataCaller, ino file.Ino, name []byte
 	if err != nil {
 		return nil, err
 	}
+	if isACL(name) {
+		return readACL(in, name)
+	}
 	if err := checkXattr("getxattr", in, who, name, WantRead); err != nil {
 		return nil, err
 	}
@@ -161,13 +164,16 @@ func Xattr(rd storage.Reader, who *command.DataCaller, ino file.Ino, name []byte
 // Xattrs lists the names of an inode's attributes that who may see.
 func Xattrs(rd storage.Reader, who *command.DataCaller, ino file.Ino) ([]string, error) {
 	in, err := Inode(rd, ino)
-	if err != nil || in.XattrBytes == 0 {
+	if err != nil {
 		return nil, err
+	}
+	names := aclNames(in)
+	if in.XattrBytes == 0 {
+		return names, nil
 	}
 	p := inoKey(kindXattr, ino, 0)
 	span := prefix(p)
 	span.KeysOnly = true
-	var names []string
 	for k := range rd.Scan(span) {
 		name := string(k[len(p):])
 		if len(name) >= 8 && name[:8] == "trusted." && who.GetUid() != 0 {

@@ -1,6 +1,7 @@
 package data
 
 import (
+	"bytes"
 	"strings"
 
 	"missingos/srv/dc"
@@ -14,8 +15,10 @@ const (
 	XattrReplace = 2
 )
 
+const xattrCapability = "security.capability" // what an executable may do as root would, capabilities(7)
+
 // checkXattr tells whether who may use an attribute of in: user.* belongs to files and directories and follows their mode,
-// trusted.* is root's, other namespaces have no meaning here yet.
+// trusted.* is root's, security.* is read by all and set by root, other namespaces have no meaning here. Access control lists do not come here.
 func checkXattr(op string, in *command.DataInode, who *command.DataCaller, name []byte, want uint32) error {
 	if len(name) > dc.MaxNameBytes {
 		return dc.Errorf(dc.Range, op, string(name[:32])+"...", "an attribute name of %d bytes, the limit is %d", len(name), dc.MaxNameBytes)
@@ -32,6 +35,11 @@ func checkXattr(op string, in *command.DataInode, who *command.DataCaller, name 
 			return dc.Errorf(dc.NoAttr, op, string(name), "")
 		}
 		return dc.Errorf(dc.NotOwner, op, string(name), "trusted attributes are root's")
+	case space == "security":
+		if want == WantRead || who.GetUid() == 0 {
+			return nil
+		}
+		return dc.Errorf(dc.NotOwner, op, string(name), "security attributes are set by root")
 	case space != "user":
 		return dc.Errorf(dc.Unsupported, op, string(name), "only user.* and trusted.* attributes are kept")
 	case !isDir(in) && !isRegular(in):
@@ -51,7 +59,10 @@ func (o *operation) setXattr(c *command.DataSetXattr) (*command.DataResult, erro
 	if !ok {
 		return nil, stale(op, file.Ino(c.Ino))
 	}
-	if err := checkXattr(op, in, o.who, c.Name, WantWrite); err != nil {
+	if isACL(c.Name) && o.version >= 2 {
+		return o.setACL(in, c)
+	}
+	if err := o.mayXattr(op, in, c.Name); err != nil {
 		return nil, err
 	}
 	k := xattrKey(inoOf(in), c.Name)
@@ -70,6 +81,7 @@ func (o *operation) setXattr(c *command.DataSetXattr) (*command.DataResult, erro
 	if !exists {
 		in.XattrBytes += uint32(added)
 	}
+	in.Capability = in.Capability || string(c.Name) == xattrCapability
 	o.tx.Set(k, c.Value)
 	in.Ctime = o.now
 	o.put(in)
@@ -82,16 +94,33 @@ func (o *operation) removeXattr(c *command.DataRemoveXattr) (*command.DataResult
 	if !ok {
 		return nil, stale(op, file.Ino(c.Ino))
 	}
-	if err := checkXattr(op, in, o.who, c.Name, WantWrite); err != nil {
+	if isACL(c.Name) && o.version >= 2 {
+		return o.removeACL(in, c.Name)
+	}
+	if err := o.mayXattr(op, in, c.Name); err != nil {
 		return nil, err
 	}
 	k := xattrKey(inoOf(in), c.Name)
 	if _, exists := o.tx.Get(k); !exists {
 		return nil, dc.Errorf(dc.NoAttr, op, string(c.Name), "")
 	}
-	o.tx.Delete(k)
-	in.XattrBytes -= uint32(len(c.Name) + 1)
+	o.dropXattr(in, c.Name)
 	in.Ctime = o.now
 	o.put(in)
 	return answer(in), nil
+}
+
+// dropXattr removes an attribute that in has. The caller stores in.
+func (o *operation) dropXattr(in *command.DataInode, name []byte) {
+	o.tx.Delete(xattrKey(inoOf(in), name))
+	in.XattrBytes -= uint32(len(name) + 1)
+	in.Capability = in.Capability && string(name) != xattrCapability
+}
+
+// mayXattr tells whether the caller may change an attribute. Commands of version 1 know fewer namespaces.
+func (o *operation) mayXattr(op string, in *command.DataInode, name []byte) error {
+	if o.version < 2 && len(name) <= dc.MaxNameBytes && bytes.HasPrefix(name, []byte("security.")) && len(name) > len("security.") {
+		return dc.Errorf(dc.Unsupported, op, string(name), "only user.* and trusted.* attributes are kept")
+	}
+	return checkXattr(op, in, o.who, name, WantWrite)
 }
