@@ -54,6 +54,11 @@ func isOn(t *testing.T, c *datatest.Cluster, id file.BlockID, n int, not ...dc.N
 	return len(nodes) == n
 }
 
+// besides gives the holders of a block but node 1, which leads the group.
+func besides(l file.Location) []dc.NodeID {
+	return slices.DeleteFunc(slices.Sorted(slices.Values(l.Nodes)), func(n dc.NodeID) bool { return n == 1 })
+}
+
 func readsAs(t *testing.T, c *datatest.Cluster, ino file.Ino, want []byte) {
 	t.Helper()
 	for _, n := range c.Nodes() {
@@ -68,7 +73,7 @@ func TestBlocksOfADeadNodeAreCopiedAndItsSurplusGoesWhenItIsBack(t *testing.T) {
 	a := create(t, c, "f")
 	want := noise(1, 300_000)
 	l := write(t, c, 1, a.Ino, 0, want)
-	victim := l.Nodes[1]
+	victim := besides(l)[0]
 	c.Cut(victim, true)
 	c.Say(victim, srvdata.Member{})
 	write(t, c, 1, create(t, c, "other").Ino, 0, []byte("x"))
@@ -99,7 +104,7 @@ func TestTheLastCopyIsSavedFirstAndAllBecomeThree(t *testing.T) {
 		blocks[write(t, c, 1, f.Ino, 0, contents[f.Ino]).Block] = f.Ino
 	}
 	last := write(t, c, 1, a.Ino, 0, []byte("precious"))
-	one, two := last.Nodes[1], last.Nodes[2]
+	one, two := besides(last)[0], besides(last)[1]
 	for _, n := range []dc.NodeID{one, two} {
 		c.Cut(n, true)
 		c.Say(n, srvdata.Member{Dead: true})
@@ -273,7 +278,7 @@ func TestALateDeletionOfABlockThatIsWantedDoesNothing(t *testing.T) {
 	}
 }
 
-func TestCopiesGoToOtherRacks(t *testing.T) {
+func TestCopiesGoWhereLeastFailsTogether(t *testing.T) {
 	c := datatest.New(t, 6, datatest.Care(-1))
 	racks := map[dc.NodeID]string{1: "a", 2: "a", 3: "a", 4: "b", 5: "b", 6: "c"}
 	for n, r := range racks {
@@ -281,19 +286,26 @@ func TestCopiesGoToOtherRacks(t *testing.T) {
 	}
 	a := create(t, c, "f")
 	l := write(t, c, 1, a.Ino, 0, []byte("spread"))
-	victim := l.Nodes[1]
-	others := map[string]bool{}
-	for _, n := range l.Nodes {
-		if n != victim {
-			others[racks[n]] = true
-		}
-	}
+	victim := besides(l)[0]
 	c.Cut(victim, true)
 	c.Say(victim, srvdata.Member{Dead: true})
 	wait(t, "three copies elsewhere", func() bool { return isOn(t, c, l.Block, 3, victim) })
+	beside := func(n dc.NodeID) (same int) {
+		for _, o := range l.Nodes {
+			if o != victim && o != n && racks[o] == racks[n] {
+				same++
+			}
+		}
+		return same
+	}
 	for _, n := range holders(t, c, l.Block) {
-		if !slices.Contains(l.Nodes, n) && others[racks[n]] && len(others) < 3 && !(victim == 6 && len(others) == 2) {
-			t.Fatalf("on %v, the new one in rack %s beside %v", holders(t, c, l.Block), racks[n], others)
+		if slices.Contains(l.Nodes, n) {
+			continue
+		}
+		for other := range racks {
+			if other != victim && !slices.Contains(l.Nodes, other) && beside(other) < beside(n) {
+				t.Fatalf("the new copy is on %s, in rack %s with %d others; %s was free", n, racks[n], beside(n), other)
+			}
 		}
 	}
 }
