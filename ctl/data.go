@@ -20,6 +20,7 @@ func dataCommands() []*Command {
 			Exits:   ", 3 blocks have fewer copies than they should, 4 blocks have no copy on a node that is up",
 			Run:     runDataStatus,
 		},
+		dataCheckCommand(),
 	}
 }
 

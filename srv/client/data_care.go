@@ -218,3 +218,49 @@ func (d *Data) Care(ctx context.Context) (out *dcpb.DataCareReply, err error) {
 	})
 	return out, err
 }
+
+// Check checks a page of one part of the metadata or of the blocks on the leader; from is what the last answer's Next was.
+func (d *Data) Check(ctx context.Context, q *dcpb.DataCheckRequest) (out *dcpb.DataCheckReply, err error) {
+	err = d.query(ctx, file.Root, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
+		q.Header = h
+		out, err = s.Check(ctx, q)
+		return err
+	})
+	return out, err
+}
+
+// A StoredBlock is what a node's store has, and how long it has been there by the node's clock; less than 0: it cannot be read.
+type StoredBlock struct {
+	Block file.BlockID
+	Age   time.Duration
+}
+
+// ListBlocks lists up to limit blocks of a node's store after one.
+func (d *Data) ListBlocks(ctx context.Context, n dc.NodeID, after file.BlockID, limit int) (all []StoredBlock, err error) {
+	err = d.onBlocks(ctx, n, haveTimeout, func(ctx context.Context, s dcpb.BlockClient, h *dcpb.Header) error {
+		q := &dcpb.BlockListRequest{Header: h, Limit: uint32(limit)}
+		if !after.IsZero() {
+			q.After = after.Bytes()
+		}
+		out, err := s.List(ctx, q)
+		for i, raw := range out.GetBlocks() {
+			id, perr := file.ParseBlockID(raw)
+			if perr != nil {
+				return perr
+			}
+			all = append(all, StoredBlock{id, time.Duration(out.AgeMs[i]) * time.Millisecond})
+		}
+		return err
+	})
+	return all, err
+}
+
+// CollectBlocks has a node delete what no file references and what is surplus.
+func (d *Data) CollectBlocks(ctx context.Context, n dc.NodeID) (deleted int, err error) {
+	err = d.onBlocks(ctx, n, fetchTimeout, func(ctx context.Context, s dcpb.BlockClient, h *dcpb.Header) error {
+		out, err := s.Collect(ctx, &dcpb.BlockCollectRequest{Header: h})
+		deleted = int(out.GetDeleted())
+		return err
+	})
+	return deleted, err
+}

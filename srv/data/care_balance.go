@@ -36,7 +36,7 @@ func (c *care) balance(ctx context.Context) bool {
 	room := int64(spread / 2 * float64(min(c.spaces[full].Used+c.spaces[full].Free, c.spaces[empty].Used+c.spaces[empty].Free)))
 	left := min(room, balanceMost)
 	for range balancePages {
-		page, err := c.page(ctx, c.balanceAt, nil)
+		page, err := c.page(ctx, c.members, c.balanceAt, nil, scanPage)
 		if err != nil {
 			return false
 		}

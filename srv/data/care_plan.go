@@ -45,7 +45,7 @@ func (c *care) round(ctx context.Context) error {
 	}
 	n, began := counts{copies: map[int]uint64{}, wanted: c.wanted()}, time.Now()
 	for from := (file.BlockID{}); ; {
-		page, err := c.page(ctx, from, nil)
+		page, err := c.page(ctx, c.members, from, nil, scanPage)
 		if err != nil {
 			c.mu.Lock()
 			c.dueAt = time.Time{}
@@ -88,13 +88,13 @@ func (c *care) wanted() int {
 	return min(n, file.Replicas)
 }
 
-// page reads blocks and asks the nodes that are up for them: those after from, or those of ids.
-func (c *care) page(ctx context.Context, from file.BlockID, ids []file.BlockID) ([]held, error) {
+// page reads blocks, up to limit of those after from or those of ids, and asks the nodes that are up for them.
+func (c *care) page(ctx context.Context, members map[dc.NodeID]Member, from file.BlockID, ids []file.BlockID, limit int) ([]held, error) {
 	var page []held
 	err := c.r.Local(func(rd storage.Reader) error {
 		var all []data.Holding
 		if ids == nil {
-			all = data.Holdings(rd, 0, from, scanPage)
+			all = data.Holdings(rd, 0, from, limit)
 		}
 		for _, id := range ids {
 			if h, ok := data.Held(rd, 0, id); ok {
@@ -103,8 +103,8 @@ func (c *care) page(ctx context.Context, from file.BlockID, ids []file.BlockID) 
 		}
 		for _, h := range all {
 			x := held{Holding: h}
-			if len(h.Nodes) != file.Replicas || slices.ContainsFunc(h.Nodes, func(n dc.NodeID) bool { return !c.members[n].open() }) {
-				for n := range c.members {
+			if len(h.Nodes) != file.Replicas || slices.ContainsFunc(h.Nodes, func(n dc.NodeID) bool { return !members[n].open() }) {
+				for n := range members {
 					if data.AwaitsDeletion(rd, 0, h.Block.Bytes(), n) {
 						x.pending = append(x.pending, n)
 					}
@@ -120,7 +120,7 @@ func (c *care) page(ctx context.Context, from file.BlockID, ids []file.BlockID) 
 	asked := map[dc.NodeID][]int{}
 	for i, h := range page {
 		for _, n := range h.Nodes {
-			if m := c.members[n]; m.Up && !m.Removed {
+			if m := members[n]; m.Up && !m.Removed {
 				asked[n] = append(asked[n], i)
 			}
 		}
@@ -146,10 +146,10 @@ func (c *care) page(ctx context.Context, from file.BlockID, ids []file.BlockID) 
 }
 
 // keep gives the nodes whose copies count: those that should have it without dead and removed ones and those known to have none.
-func (c *care) keep(h held) []dc.NodeID {
+func keep(members map[dc.NodeID]Member, h held) []dc.NodeID {
 	var keep []dc.NodeID
 	for _, n := range h.Nodes {
-		if m, known := c.members[n]; (!known || !m.gone()) && !slices.Contains(h.bad, n) {
+		if m, known := members[n]; (!known || !m.gone()) && !slices.Contains(h.bad, n) {
 			keep = append(keep, n)
 		}
 	}
@@ -157,7 +157,7 @@ func (c *care) keep(h held) []dc.NodeID {
 }
 
 func (c *care) count(n *counts, h held) {
-	keep := c.keep(h)
+	keep := keep(c.members, h)
 	n.blocks++
 	n.bytes += uint64(h.Bytes)
 	n.copies[len(keep)]++
@@ -210,7 +210,7 @@ func (c *care) dueAfter(d time.Duration) {
 // plan says what a block needs next: a bad copy put right in its place, a copy elsewhere for one that is gone or on a draining node, or one fewer. Nothing is ever
 // dropped in the place of which there is not another already, but what is bad, or on nodes that are gone.
 func (c *care) plan(h held) (task, bool) {
-	keep := c.keep(h)
+	keep := keep(c.members, h)
 	t := task{block: h.Block, bytes: h.Bytes, copies: len(keep), from: h.up, was: h.Nodes}
 	if len(h.up) == 0 {
 		return t, false

@@ -30,7 +30,7 @@ func (c *care) takeNoted(ctx context.Context) bool {
 		delete(c.noted, id)
 	}
 	c.mu.Unlock()
-	page, err := c.page(ctx, file.BlockID{}, ids)
+	page, err := c.page(ctx, c.members, file.BlockID{}, ids, scanPage)
 	if err != nil {
 		c.say("reported blocks are not looked at: " + err.Error())
 		c.dueAfter(0)
@@ -59,7 +59,7 @@ type batch struct {
 	bytes  int
 }
 
-// next takes a few batches of the most urgent class that has tasks.
+// next takes a few batches of the most urgent class that has tasks, together what the rate lets through in a second, one block at least.
 func (c *care) next() []*batch {
 	for class := range c.queue {
 		q := c.queue[class]
@@ -67,9 +67,14 @@ func (c *care) next() []*batch {
 			continue
 		}
 		var batches []*batch
+		total := 0
 		open := map[dc.NodeID]*batch{}
 		var rest []task
 		for i, t := range q {
+			if c.cfg.Rate > 0 && total > 0 && t.target != 0 && int64(total+t.bytes) > c.cfg.Rate {
+				rest = append(rest, q[i:]...)
+				break
+			}
 			b := open[t.target]
 			if b != nil && (len(b.tasks) == file.MaxFetch || b.bytes+t.bytes > file.MaxFetchBytes) {
 				b = nil
@@ -86,6 +91,7 @@ func (c *care) next() []*batch {
 			b.tasks = append(b.tasks, t)
 			if t.target != 0 {
 				b.bytes += t.bytes
+				total += t.bytes
 			}
 		}
 		c.queue[class] = rest

@@ -156,6 +156,11 @@ func newAdminServer(n *Node) *grpc.Server {
 		}
 		resp, err := next(ctx, req)
 		return resp, rpc.ToStatus(err)
+	}), grpc.StreamInterceptor(func(srv any, s grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+		if err := mayAdminister(s.Context(), info.FullMethod); err != nil {
+			return rpc.ToStatus(err)
+		}
+		return rpc.ToStatus(next(srv, s))
 	}))
 	dcpb.RegisterAdminServer(s, &adminServer{n: n})
 	return s
@@ -171,7 +176,8 @@ func mayAdminister(ctx context.Context, method string) error {
 	if !ok {
 		return dc.Errorf(dc.Denied, "admit", method, "the caller is unknown")
 	}
-	if method == dcpb.Admin_Status_FullMethodName || who.uid == 0 || int(who.uid) == os.Geteuid() {
+	look := method == dcpb.Admin_Status_FullMethodName || method == dcpb.Admin_DataStatus_FullMethodName
+	if look || who.uid == 0 || int(who.uid) == os.Geteuid() {
 		return nil
 	}
 	return dc.Errorf(dc.Denied, "admit", method, "only root and the daemon's user (uid %d) may do this, not uid %d", os.Geteuid(), who.uid)

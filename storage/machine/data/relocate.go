@@ -91,6 +91,16 @@ func Holdings(rd storage.Reader, slot uint16, from file.BlockID, limit int) []Ho
 	return all
 }
 
+// BlockCount counts the blocks that files reference.
+func BlockCount(rd storage.Reader, slot uint16) (n int) {
+	span := prefix(key(slot, kindBlock, 0))
+	span.KeysOnly = true
+	for range rd.Scan(span) {
+		n++
+	}
+	return n
+}
+
 // Held finds where a block should be; false if no file references it.
 func Held(rd storage.Reader, slot uint16, id file.BlockID) (Holding, bool) {
 	row, ok := loadBlock(rd, slot, id.Bytes())
