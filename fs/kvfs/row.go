@@ -83,7 +83,9 @@ func (f *row) Setxattr(_ context.Context, name string, _ []byte, _ uint32) error
 	return noXattr(f.table.Name+"/"+f.path, name)
 }
 
-func (f *row) Removexattr(_ context.Context, name string) error { return noXattr(f.table.Name+"/"+f.path, name) }
+func (f *row) Removexattr(_ context.Context, name string) error {
+	return noXattr(f.table.Name+"/"+f.path, name)
+}
 
 func noXattr(path, name string) error {
 	if strings.HasPrefix(name, "user.dc.") {

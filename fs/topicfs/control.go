@@ -38,8 +38,10 @@ func (t topic) stat(ctx context.Context) ([]synth.Pair, error) {
 		{Key: "topic", Value: t.d.Name},
 		{Key: "id", Value: t.d.ID},
 		{Key: "partitions", Value: 1},
-		{Key: "messages", Value: st.Messages},
-		{Key: "bytes", Value: st.Bytes},
+		{Key: "messages", Value: st.Next - st.First},
+		{Key: "bytes", Value: st.NextByte - st.FirstByte},
+		{Key: "first", Value: st.First},
+		{Key: "next", Value: st.Next},
 		{Key: "groups", Value: st.Groups},
 		{Key: "created", Value: t.d.Created},
 		{Key: "last-publish", Value: st.Last},
@@ -58,7 +60,7 @@ func (t topic) ctl(k string) synth.File {
 	}
 	later := func(name, usage string) synth.Command {
 		return synth.Command{Name: name, Usage: usage, Do: func(context.Context, []string) error {
-			return dc.Errorf(dc.Unsupported, "", "", "%s is not there in this version: a topic keeps every message", name)
+			return dc.Errorf(dc.Unsupported, "", "", "%s is not there in this version", name)
 		}}
 	}
 	return synth.Ctl(k, synth.CtlSpec{
@@ -71,9 +73,33 @@ func (t topic) ctl(k string) synth.File {
 				return t.store.Drop(ctx, t.d, false)
 			}},
 			only("partitions", "1"), only("framing", "line"),
-			later("retention", "DURATION"), later("retention-bytes", "SIZE"), later("compact", "key"), later("key", "json:.FIELD"),
+			{Name: "retention", Usage: "DURATION|unlimited", Do: func(ctx context.Context, args []string) error {
+				age, err := parseAge(args)
+				if err != nil {
+					return err
+				}
+				return t.store.SetRetention(ctx, t.d, client.TopicRetention{Age: &age})
+			}},
+			{Name: "retention-bytes", Usage: "SIZE|unlimited", Do: func(ctx context.Context, args []string) error {
+				n, err := parseBytes(args)
+				if err != nil {
+					return err
+				}
+				return t.store.SetRetention(ctx, t.d, client.TopicRetention{Bytes: &n})
+			}},
+			later("compact", "key"), later("key", "json:.FIELD"),
 		},
-		Settings: func(context.Context) ([]byte, error) { return []byte("partitions 1\nframing line\n"), nil },
+		Settings: func(ctx context.Context) ([]byte, error) {
+			st, err := t.store.Stat(ctx, t.d)
+			age, n := "unlimited", "unlimited"
+			if st.Retention > 0 {
+				age = st.Retention.String()
+			}
+			if st.RetentionBytes > 0 {
+				n = strconv.FormatUint(st.RetentionBytes, 10)
+			}
+			return fmt.Appendf(nil, "partitions 1\nframing line\nretention %s\nretention-bytes %s\n", age, n), err
+		},
 	})
 }
 
@@ -241,6 +267,9 @@ func (t topic) send(ctx context.Context, r fetchRequest, emit func([]byte) error
 			return err
 		}
 		for _, m := range messages {
+			if sent > 0 && m.Offset != r.offset {
+				return dc.Errorf(dc.Stale, "topic.fetch", t.d.Name, "messages %d to %d were removed by the topic's retention before they were read", r.offset, m.Offset-1)
+			}
 			if err := emit(r.format(m)); err != nil {
 				return err
 			}
@@ -262,11 +291,11 @@ func (t topic) send(ctx context.Context, r fetchRequest, emit func([]byte) error
 // await blocks until the log has a message at offset.
 func (t topic) await(ctx context.Context, offset uint64) error {
 	st, err := t.store.Stat(ctx, t.d)
-	if err != nil || st.Messages > offset {
+	if err != nil || st.Next > offset {
 		return err
 	}
 	grown := errors.New("grown")
-	err = t.store.Follow(ctx, t.d, st.Bytes, func([]byte) error { return grown })
+	err = t.store.Follow(ctx, t.d, st.NextByte, func([]byte) error { return grown })
 	if errors.Is(err, grown) {
 		return nil
 	}

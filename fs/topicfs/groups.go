@@ -96,6 +96,7 @@ func (c group) stat(ctx context.Context) ([]synth.Pair, error) {
 		{Key: "returned", Value: g.Returned},
 		{Key: "acknowledged", Value: g.Acked},
 		{Key: "dead", Value: g.Dead},
+		{Key: "expired", Value: g.Expired},
 		{Key: "created", Value: g.Created},
 	}, nil
 }

@@ -3,41 +3,50 @@ package topicfs
 import (
 	"bytes"
 	"context"
+	"sync/atomic"
 
 	"missingos/fs/synth"
 	"missingos/srv/dc"
 )
 
-// A logFile is a topic's log: reading is by byte, every write appends.
+// A logFile is a topic's log: reading is by byte, every write appends. It begins with the message that was the oldest when it was looked up: for whoever
+// has it open it never gets shorter. Each look-up gives another, and the kernel keeps them apart since it is [synth.Parallel].
 type logFile struct {
 	topic
-	key string
+	key  string
+	base atomic.Int64 // the byte of the topic's log that is this file's first, plus one; 0: nobody has looked yet
 }
 
+func (t topic) log(key string) *logFile { return &logFile{topic: t, key: key} }
+
 var (
-	_ synth.File     = logFile{}
-	_ synth.Parallel = logFile{}
+	_ synth.File     = (*logFile)(nil)
+	_ synth.Parallel = (*logFile)(nil)
 )
 
-func (f logFile) Key() string { return f.key }
+func (f *logFile) Key() string { return f.key }
 
 // Parallel lets many processes of one machine append at once.
-func (f logFile) Parallel() bool { return true }
+func (f *logFile) Parallel() bool { return true }
 
-func (f logFile) Attr(ctx context.Context) (synth.Attr, error) {
+func (f *logFile) Attr(ctx context.Context) (synth.Attr, error) {
 	st, err := f.store.Stat(ctx, f.d)
 	if err != nil {
 		return synth.Attr{}, err
 	}
 	a := f.fileAttr(0o666)
-	a.Size = st.Bytes
+	f.base.CompareAndSwap(0, st.FirstByte+1)
+	a.Size = max(0, st.NextByte-f.begin())
 	if !st.Last.IsZero() {
 		a.ModTime = st.Last
 	}
 	return a, nil
 }
 
-func (f logFile) Open(context.Context, uint32) (synth.Handle, error) {
+// begin is the byte of the topic's log that is this file's first.
+func (f *logFile) begin() int64 { return max(0, f.base.Load()-1) }
+
+func (f *logFile) Open(context.Context, uint32) (synth.Handle, error) {
 	h := &logHandle{f: f, turn: make(chan struct{}, 1)}
 	h.turn <- struct{}{}
 	return h, nil
@@ -48,7 +57,7 @@ const pageBytes = 4096
 
 // A logHandle is an open log.
 type logHandle struct {
-	f    logFile
+	f    *logFile
 	turn chan struct{} // holds a token while nobody writes
 	tail []byte        // guarded by turn: the beginning of a line whose rest is still to come
 }
@@ -62,7 +71,7 @@ var (
 func (h *logHandle) Read(ctx context.Context, dst []byte, off int64) (int, error) {
 	n := 0
 	for n < len(dst) {
-		data, err := h.f.store.Read(ctx, h.f.d, off+int64(n), len(dst)-n)
+		data, err := h.f.store.Read(ctx, h.f.d, h.f.begin()+off+int64(n), len(dst)-n)
 		if err != nil {
 			return n, err
 		}

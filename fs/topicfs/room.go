@@ -22,6 +22,7 @@ type Names interface {
 type Logs interface {
 	Publish(ctx context.Context, d client.Descriptor, lines []byte) (first, count uint64, err error)
 	Stat(ctx context.Context, d client.Descriptor) (client.TopicStat, error)
+	SetRetention(ctx context.Context, d client.Descriptor, keep client.TopicRetention) error
 	Read(ctx context.Context, d client.Descriptor, at int64, maxBytes int) ([]byte, error)
 	Fetch(ctx context.Context, d client.Descriptor, offset uint64, limit int) ([]client.TopicMessage, error)
 	Find(ctx context.Context, d client.Descriptor, at time.Time) (uint64, error)
@@ -147,12 +148,12 @@ func (t topic) children() synth.Dir {
 	k := t.Key()
 	return synth.Static(
 		k,
-		synth.Named{Name: "log", Node: logFile{t, k + "/log"}},
+		synth.Named{Name: "log", Node: t.log(k + "/log")},
 		synth.Named{Name: "tail", Node: t.tail()},
 		synth.Named{Name: "groups", Node: groups{t}},
 		synth.Named{Name: "p", Node: synth.Static(
 			k+"/p",
-			synth.Named{Name: "0", Node: synth.Static(k+"/p/0", synth.Named{Name: "log", Node: logFile{t, k + "/p/0/log"}})},
+			synth.Named{Name: "0", Node: partition{t}},
 		)},
 		synth.Named{Name: controlName, Node: t.control(), Hidden: true},
 	)
@@ -166,6 +167,23 @@ func (t topic) List(ctx context.Context, after string, limit int) ([]synth.DirEn
 	return t.children().List(ctx, after, limit)
 }
 
+// A partition is a directory with a log of its own.
+type partition struct{ topic }
+
+func (p partition) Key() string { return p.topic.Key() + "/p/0" }
+
+func (p partition) children() synth.Dir {
+	return synth.Static(p.Key(), synth.Named{Name: "log", Node: p.log(p.Key() + "/log")})
+}
+
+func (p partition) Lookup(ctx context.Context, name string) (synth.Node, error) {
+	return p.children().Lookup(ctx, name)
+}
+
+func (p partition) List(ctx context.Context, after string, limit int) ([]synth.DirEntry, error) {
+	return p.children().List(ctx, after, limit)
+}
+
 // tail is the stream of what is published from the opening on.
 func (t topic) tail() synth.File {
 	return synth.Stream(t.Key()+"/tail", synth.StreamSpec{
@@ -176,7 +194,7 @@ func (t topic) tail() synth.File {
 				return nil, err
 			}
 			return synth.Pipe(ctx, func(ctx context.Context, emit func([]byte) error) error {
-				return t.store.Follow(ctx, t.d, st.Bytes, emit)
+				return t.store.Follow(ctx, t.d, st.NextByte, emit)
 			}), nil
 		},
 	})

@@ -176,7 +176,7 @@ func TestALogIsAFileThatEveryNodeAppendsTo(t *testing.T) {
 	a.expect(t, `sed -n 50p orders/log; python3 -c 'f=open("orders/log"); f.seek(8); print(f.readline(), end="")'`, "order 50\norder 2")
 	a.refuse(t, `rmdir orders`, `not empty`)
 	a.expect(t, `grep -v created orders/.dc/stat | grep -v last; python3 -c 'import json; print(json.load(open("orders/.dc/stat.json"))["messages"])'`,
-		"topic orders\nid 1\npartitions 1\nmessages 100\nbytes 892\ngroups 0\n100")
+		"topic orders\nid 1\npartitions 1\nmessages 100\nbytes 892\nfirst 0\nnext 100\ngroups 0\n100")
 	a.expect(t, `echo drop > orders/.dc/ctl; ls`, ``)
 	b.expect(t, `mkdir orders; cat orders/log; rmdir orders; ls`, ``)
 }
@@ -294,7 +294,7 @@ func TestProduceAndFetch(t *testing.T) {
 	m.expect(t, `exec 3<> t/.dc/fetch; echo from=2 >&3; cut -d, -f 1,3 <&3`, `{"offset":2,"value":"three"}`)
 	m.expect(t, `exec 3<> t/.dc/fetch; echo from=2020-01-01T00:00:00Z format=raw limit=1 >&3; cat <&3`, `a b`)
 	m.expect(t, `exec 3<> t/.dc/fetch; echo from=2 follow format=raw limit=2 >&3; (sleep 0.3; echo four >> t/log) & cat <&3`, "three\nfour")
-	m.refuse(t, `echo retention 7d > t/.dc/ctl`, `not there in this version`)
+	m.refuse(t, `echo compact key > t/.dc/ctl`, `not there in this version`)
 	m.refuse(t, `echo partitions 8 > t/.dc/ctl`, `can only be 1`)
 	m.expect(t, `cat t/.dc/ctl > /tmp/ctl.$$; cat /tmp/ctl.$$ > t/.dc/ctl; rm /tmp/ctl.$$`, ``)
 }
@@ -323,4 +323,21 @@ func TestAnOlderHoldersMessagesAreRefused(t *testing.T) {
 	a.refuse(t, fmt.Sprintf(produce, `{"fence":"l","value":"x"}`), "Invalid argument")
 	b.expect(t, fmt.Sprintf(produce, `{"fence":"7@l","value":"more"}`)+"; cat t/log", "{\"offset\":2}\nold\nnew\nmore")
 	a.expect(t, `echo free >> t/log; tail -n 1 t/log`, "free")
+}
+
+func TestALogThatIsOpenStaysAsItIsWhileOldMessagesGo(t *testing.T) {
+	m := members(t, 1)[0]
+	m.expect(t, `mkdir -p t/groups/g; for i in 1 2 3 4 5; do seq -f "$i %05.0f" 1000 >> t/log; done; stat -c %s t/log`, "40000")
+	// 8000 bytes a write, and a write is removed whole. What was opened before goes on where it was, or is told that it cannot.
+	m.expect(t, `exec 3< t/log 4< t/log; head -c 39920 <&4 > /dev/null; echo 'retention-bytes 16000' > t/.dc/ctl
+		until [ $(stat -c %s t/log) = 16000 ]; do sleep 0.05; done
+		echo new >> t/log; cat <&4 | tail -n 2; stat -L -c %s /proc/self/fd/4; cat <&3 || true`, "5 01000\nnew\n40004\ncat: -: Stale file handle")
+	m.expect(t, `head -n 1 t/log; wc -l < t/log; tail -n 1 t/log; cat t/p/0/log | wc -l; cat t/groups/g/offset t/groups/g/lag`, "4 00001\n2001\nnew\n2001\n3000\n2001")
+	m.expect(t, `exec 3< t/groups/g/take; read -r a <&3; echo "$a" | cut -f 2; grep expired t/groups/g/stat`, "4 00001\nexpired 3000")
+	m.expect(t, `exec 3<> t/.dc/fetch; echo from=5 limit=1 format=raw >&3; cat <&3; grep -E '^(messages|bytes|first|next)' t/.dc/stat`, "4 00001\nmessages 2001\nbytes 16004\nfirst 3000\nnext 5001")
+	m.expect(t, `tail -n 1 -f t/log > /tmp/got.$$ & sleep 0.3; echo 'retention-bytes 1' > t/.dc/ctl; until [ $(stat -c %s t/log) = 4 ]; do sleep 0.05; done; echo more >> t/log; sleep 1.5; kill $!; cat /tmp/got.$$; rm /tmp/got.$$`, "new\nmore")
+	m.expect(t, `grep retention t/.dc/ctl; echo 'retention 7d' > t/.dc/ctl; echo 'retention-bytes unlimited' > t/.dc/ctl; grep retention t/.dc/ctl`, "retention unlimited\nretention-bytes 1\nretention 168h0m0s\nretention-bytes unlimited")
+	for _, bad := range []string{"retention 7", "retention 0s", "retention -1d", "retention 99999999d", "retention", "retention-bytes 1X", "retention-bytes 0", "retention-bytes"} {
+		m.refuse(t, "echo '"+bad+"' > t/.dc/ctl", "unlimited")
+	}
 }

@@ -125,10 +125,12 @@ func (t *Topics) Publish(ctx context.Context, d Descriptor, lines []byte) (first
 
 // TopicStat is how a topic stands.
 type TopicStat struct {
-	Messages uint64 // also the offset of the next one
-	Bytes    int64  // of the log
-	Groups   uint64
-	Last     time.Time // of the last publish; zero: none yet
+	First, Next         uint64 // offsets: of the oldest message that is kept, and of the one that will come next
+	FirstByte, NextByte int64  // of the log: where the oldest message begins, and where the next one will
+	Groups              uint64
+	Last                time.Time     // of the last publish; zero: none yet
+	Retention           time.Duration // 0: messages are kept for ever
+	RetentionBytes      uint64        // 0: any number
 }
 
 // Stat asks for it.
@@ -136,11 +138,34 @@ func (t *Topics) Stat(ctx context.Context, d Descriptor) (TopicStat, error) {
 	r, err := topicCall(ctx, t, d, false, func(ctx context.Context, c dcpb.TopicClient, h *dcpb.Header) (*dcpb.TopicStatReply, error) {
 		return c.Stat(ctx, &dcpb.TopicStatRequest{Header: h, Topic: d.ID})
 	})
-	st := TopicStat{Messages: r.GetNextOffset(), Bytes: int64(r.GetBytes()), Groups: r.GetGroups()}
+	st := TopicStat{
+		First: r.GetFirstOffset(), Next: r.GetNextOffset(), FirstByte: int64(r.GetFirstByte()), NextByte: int64(r.GetBytes()), Groups: r.GetGroups(),
+		Retention: time.Duration(r.GetRetentionMs()) * time.Millisecond, RetentionBytes: r.GetRetentionBytes(),
+	}
 	if r.GetLastMs() > 0 {
 		st.Last = time.UnixMilli(r.LastMs)
 	}
 	return st, wrap(err, "topic.stat", d.Name)
+}
+
+// TopicRetention changes how much of a topic is kept; nil leaves it as it is.
+type TopicRetention struct {
+	Age   *time.Duration // 0: for ever
+	Bytes *uint64        // 0: any number
+}
+
+// SetRetention says how much of a topic is kept: messages that are older, and the oldest of more bytes, are removed within seconds.
+func (t *Topics) SetRetention(ctx context.Context, d Descriptor, keep TopicRetention) error {
+	req := &dcpb.TopicSetRequest{Topic: d.ID, RetentionBytes: keep.Bytes}
+	if keep.Age != nil {
+		ms := keep.Age.Milliseconds()
+		req.RetentionMs = &ms
+	}
+	_, err := topicCall(ctx, t, d, true, func(ctx context.Context, c dcpb.TopicClient, h *dcpb.Header) (*dcpb.TopicChangeReply, error) {
+		req.Header = h
+		return c.Set(ctx, req)
+	})
+	return wrap(err, "topic.ctl", d.Name)
 }
 
 // Read reads up to maxBytes of the log from a byte on; less only at its end or for more than a MiB.

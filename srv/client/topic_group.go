@@ -51,6 +51,7 @@ type TopicGroup struct {
 	InFlight      uint64 // of those, delivered
 	Returned      uint64 // of those, waiting to be delivered again
 	Acked, Dead   uint64
+	Expired       uint64 // removed by the topic's retention before they were acknowledged
 	Visibility    time.Duration
 	MaxDeliveries uint32 // 0: no limit
 	DeadLetter    string // a topic
@@ -66,7 +67,7 @@ func (t *Topics) Group(ctx context.Context, d Descriptor, group string) (TopicGr
 		return TopicGroup{}, wrap(err, "topic.group", d.Name+"/groups/"+group)
 	}
 	return TopicGroup{
-		Name: r.Name, Offset: r.Offset, Next: r.Next, Lag: r.Lag, InFlight: r.InFlight, Returned: r.Returned, Acked: r.Acked, Dead: r.Dead,
+		Name: r.Name, Offset: r.Offset, Next: r.Next, Lag: r.Lag, InFlight: r.InFlight, Returned: r.Returned, Acked: r.Acked, Dead: r.Dead, Expired: r.Expired,
 		Visibility: time.Duration(r.VisibilityMs) * time.Millisecond, MaxDeliveries: r.MaxDeliveries, DeadLetter: r.DeadLetter,
 		Created: time.UnixMilli(r.CreatedMs),
 	}, nil

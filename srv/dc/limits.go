@@ -51,6 +51,7 @@ const (
 	MaxTopicWaiters    = 4096             // readers of consumer groups and followers of logs that one leader lets wait
 	TopicVisibility    = 30 * time.Second // the default: how long a reader may take before a message goes to another
 	MaxTopicVisibility = 12 * time.Hour
+	MaxTopicRetention  = 100 * 365 * 24 * time.Hour // longer is for ever
 
 	MaxTaskOutput  = 16 * MiB // kept of each of a task's two outputs: the latest
 	MaxTaskOutputs = 4 * GiB  // kept of all ended tasks on a node; the oldest go first

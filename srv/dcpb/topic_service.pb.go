@@ -72,7 +72,7 @@ func (x TopicSettleRequest_Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use TopicSettleRequest_Outcome.Descriptor instead.
 func (TopicSettleRequest_Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{25, 0}
+	return file_topic_service_proto_rawDescGZIP(), []int{26, 0}
 }
 
 type TopicPublishRequest struct {
@@ -248,13 +248,17 @@ func (x *TopicStatRequest) GetTopic() uint64 {
 }
 
 type TopicStatReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NextOffset    uint64                 `protobuf:"varint,1,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
-	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	Groups        uint64                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
-	LastMs        int64                  `protobuf:"varint,4,opt,name=last_ms,json=lastMs,proto3" json:"last_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	NextOffset     uint64                 `protobuf:"varint,1,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	Bytes          uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Groups         uint64                 `protobuf:"varint,3,opt,name=groups,proto3" json:"groups,omitempty"`
+	LastMs         int64                  `protobuf:"varint,4,opt,name=last_ms,json=lastMs,proto3" json:"last_ms,omitempty"`
+	FirstOffset    uint64                 `protobuf:"varint,5,opt,name=first_offset,json=firstOffset,proto3" json:"first_offset,omitempty"` // of the oldest message that is kept
+	FirstByte      uint64                 `protobuf:"varint,6,opt,name=first_byte,json=firstByte,proto3" json:"first_byte,omitempty"`
+	RetentionMs    int64                  `protobuf:"varint,7,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"`          // 0: for ever
+	RetentionBytes uint64                 `protobuf:"varint,8,opt,name=retention_bytes,json=retentionBytes,proto3" json:"retention_bytes,omitempty"` // 0: any number
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TopicStatReply) Reset() {
@@ -315,6 +319,103 @@ func (x *TopicStatReply) GetLastMs() int64 {
 	return 0
 }
 
+func (x *TopicStatReply) GetFirstOffset() uint64 {
+	if x != nil {
+		return x.FirstOffset
+	}
+	return 0
+}
+
+func (x *TopicStatReply) GetFirstByte() uint64 {
+	if x != nil {
+		return x.FirstByte
+	}
+	return 0
+}
+
+func (x *TopicStatReply) GetRetentionMs() int64 {
+	if x != nil {
+		return x.RetentionMs
+	}
+	return 0
+}
+
+func (x *TopicStatReply) GetRetentionBytes() uint64 {
+	if x != nil {
+		return x.RetentionBytes
+	}
+	return 0
+}
+
+// TopicSetRequest changes the settings that are present.
+type TopicSetRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Header         *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Topic          uint64                 `protobuf:"varint,2,opt,name=topic,proto3" json:"topic,omitempty"`
+	RetentionMs    *int64                 `protobuf:"varint,3,opt,name=retention_ms,json=retentionMs,proto3,oneof" json:"retention_ms,omitempty"`
+	RetentionBytes *uint64                `protobuf:"varint,4,opt,name=retention_bytes,json=retentionBytes,proto3,oneof" json:"retention_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TopicSetRequest) Reset() {
+	*x = TopicSetRequest{}
+	mi := &file_topic_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicSetRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicSetRequest) ProtoMessage() {}
+
+func (x *TopicSetRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_topic_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicSetRequest.ProtoReflect.Descriptor instead.
+func (*TopicSetRequest) Descriptor() ([]byte, []int) {
+	return file_topic_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TopicSetRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *TopicSetRequest) GetTopic() uint64 {
+	if x != nil {
+		return x.Topic
+	}
+	return 0
+}
+
+func (x *TopicSetRequest) GetRetentionMs() int64 {
+	if x != nil && x.RetentionMs != nil {
+		return *x.RetentionMs
+	}
+	return 0
+}
+
+func (x *TopicSetRequest) GetRetentionBytes() uint64 {
+	if x != nil && x.RetentionBytes != nil {
+		return *x.RetentionBytes
+	}
+	return 0
+}
+
 type TopicReadRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -327,7 +428,7 @@ type TopicReadRequest struct {
 
 func (x *TopicReadRequest) Reset() {
 	*x = TopicReadRequest{}
-	mi := &file_topic_service_proto_msgTypes[4]
+	mi := &file_topic_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +440,7 @@ func (x *TopicReadRequest) String() string {
 func (*TopicReadRequest) ProtoMessage() {}
 
 func (x *TopicReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[4]
+	mi := &file_topic_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +453,7 @@ func (x *TopicReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicReadRequest.ProtoReflect.Descriptor instead.
 func (*TopicReadRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{4}
+	return file_topic_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TopicReadRequest) GetHeader() *Header {
@@ -392,7 +493,7 @@ type TopicReadReply struct {
 
 func (x *TopicReadReply) Reset() {
 	*x = TopicReadReply{}
-	mi := &file_topic_service_proto_msgTypes[5]
+	mi := &file_topic_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -404,7 +505,7 @@ func (x *TopicReadReply) String() string {
 func (*TopicReadReply) ProtoMessage() {}
 
 func (x *TopicReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[5]
+	mi := &file_topic_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -417,7 +518,7 @@ func (x *TopicReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicReadReply.ProtoReflect.Descriptor instead.
 func (*TopicReadReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{5}
+	return file_topic_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TopicReadReply) GetData() []byte {
@@ -439,7 +540,7 @@ type TopicFetchRequest struct {
 
 func (x *TopicFetchRequest) Reset() {
 	*x = TopicFetchRequest{}
-	mi := &file_topic_service_proto_msgTypes[6]
+	mi := &file_topic_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -451,7 +552,7 @@ func (x *TopicFetchRequest) String() string {
 func (*TopicFetchRequest) ProtoMessage() {}
 
 func (x *TopicFetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[6]
+	mi := &file_topic_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -464,7 +565,7 @@ func (x *TopicFetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFetchRequest.ProtoReflect.Descriptor instead.
 func (*TopicFetchRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{6}
+	return file_topic_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TopicFetchRequest) GetHeader() *Header {
@@ -506,7 +607,7 @@ type TopicMessage struct {
 
 func (x *TopicMessage) Reset() {
 	*x = TopicMessage{}
-	mi := &file_topic_service_proto_msgTypes[7]
+	mi := &file_topic_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -518,7 +619,7 @@ func (x *TopicMessage) String() string {
 func (*TopicMessage) ProtoMessage() {}
 
 func (x *TopicMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[7]
+	mi := &file_topic_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -531,7 +632,7 @@ func (x *TopicMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicMessage.ProtoReflect.Descriptor instead.
 func (*TopicMessage) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{7}
+	return file_topic_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TopicMessage) GetOffset() uint64 {
@@ -564,7 +665,7 @@ type TopicFetchReply struct {
 
 func (x *TopicFetchReply) Reset() {
 	*x = TopicFetchReply{}
-	mi := &file_topic_service_proto_msgTypes[8]
+	mi := &file_topic_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +677,7 @@ func (x *TopicFetchReply) String() string {
 func (*TopicFetchReply) ProtoMessage() {}
 
 func (x *TopicFetchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[8]
+	mi := &file_topic_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +690,7 @@ func (x *TopicFetchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFetchReply.ProtoReflect.Descriptor instead.
 func (*TopicFetchReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{8}
+	return file_topic_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TopicFetchReply) GetMessages() []*TopicMessage {
@@ -610,7 +711,7 @@ type TopicFindRequest struct {
 
 func (x *TopicFindRequest) Reset() {
 	*x = TopicFindRequest{}
-	mi := &file_topic_service_proto_msgTypes[9]
+	mi := &file_topic_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +723,7 @@ func (x *TopicFindRequest) String() string {
 func (*TopicFindRequest) ProtoMessage() {}
 
 func (x *TopicFindRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[9]
+	mi := &file_topic_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +736,7 @@ func (x *TopicFindRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFindRequest.ProtoReflect.Descriptor instead.
 func (*TopicFindRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{9}
+	return file_topic_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *TopicFindRequest) GetHeader() *Header {
@@ -668,7 +769,7 @@ type TopicFindReply struct {
 
 func (x *TopicFindReply) Reset() {
 	*x = TopicFindReply{}
-	mi := &file_topic_service_proto_msgTypes[10]
+	mi := &file_topic_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -680,7 +781,7 @@ func (x *TopicFindReply) String() string {
 func (*TopicFindReply) ProtoMessage() {}
 
 func (x *TopicFindReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[10]
+	mi := &file_topic_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -693,7 +794,7 @@ func (x *TopicFindReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFindReply.ProtoReflect.Descriptor instead.
 func (*TopicFindReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{10}
+	return file_topic_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TopicFindReply) GetOffset() uint64 {
@@ -714,7 +815,7 @@ type TopicFollowRequest struct {
 
 func (x *TopicFollowRequest) Reset() {
 	*x = TopicFollowRequest{}
-	mi := &file_topic_service_proto_msgTypes[11]
+	mi := &file_topic_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +827,7 @@ func (x *TopicFollowRequest) String() string {
 func (*TopicFollowRequest) ProtoMessage() {}
 
 func (x *TopicFollowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[11]
+	mi := &file_topic_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +840,7 @@ func (x *TopicFollowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFollowRequest.ProtoReflect.Descriptor instead.
 func (*TopicFollowRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{11}
+	return file_topic_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *TopicFollowRequest) GetHeader() *Header {
@@ -773,7 +874,7 @@ type TopicFollowReply struct {
 
 func (x *TopicFollowReply) Reset() {
 	*x = TopicFollowReply{}
-	mi := &file_topic_service_proto_msgTypes[12]
+	mi := &file_topic_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +886,7 @@ func (x *TopicFollowReply) String() string {
 func (*TopicFollowReply) ProtoMessage() {}
 
 func (x *TopicFollowReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[12]
+	mi := &file_topic_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +899,7 @@ func (x *TopicFollowReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFollowReply.ProtoReflect.Descriptor instead.
 func (*TopicFollowReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{12}
+	return file_topic_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TopicFollowReply) GetData() []byte {
@@ -819,7 +920,7 @@ type TopicDropRequest struct {
 
 func (x *TopicDropRequest) Reset() {
 	*x = TopicDropRequest{}
-	mi := &file_topic_service_proto_msgTypes[13]
+	mi := &file_topic_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +932,7 @@ func (x *TopicDropRequest) String() string {
 func (*TopicDropRequest) ProtoMessage() {}
 
 func (x *TopicDropRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[13]
+	mi := &file_topic_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +945,7 @@ func (x *TopicDropRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicDropRequest.ProtoReflect.Descriptor instead.
 func (*TopicDropRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{13}
+	return file_topic_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TopicDropRequest) GetHeader() *Header {
@@ -876,7 +977,7 @@ type TopicChangeReply struct {
 
 func (x *TopicChangeReply) Reset() {
 	*x = TopicChangeReply{}
-	mi := &file_topic_service_proto_msgTypes[14]
+	mi := &file_topic_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +989,7 @@ func (x *TopicChangeReply) String() string {
 func (*TopicChangeReply) ProtoMessage() {}
 
 func (x *TopicChangeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[14]
+	mi := &file_topic_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1002,7 @@ func (x *TopicChangeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicChangeReply.ProtoReflect.Descriptor instead.
 func (*TopicChangeReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{14}
+	return file_topic_service_proto_rawDescGZIP(), []int{15}
 }
 
 type TopicGroupRequest struct {
@@ -915,7 +1016,7 @@ type TopicGroupRequest struct {
 
 func (x *TopicGroupRequest) Reset() {
 	*x = TopicGroupRequest{}
-	mi := &file_topic_service_proto_msgTypes[15]
+	mi := &file_topic_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1028,7 @@ func (x *TopicGroupRequest) String() string {
 func (*TopicGroupRequest) ProtoMessage() {}
 
 func (x *TopicGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[15]
+	mi := &file_topic_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1041,7 @@ func (x *TopicGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicGroupRequest.ProtoReflect.Descriptor instead.
 func (*TopicGroupRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{15}
+	return file_topic_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TopicGroupRequest) GetHeader() *Header {
@@ -979,7 +1080,7 @@ type TopicSetGroupRequest struct {
 
 func (x *TopicSetGroupRequest) Reset() {
 	*x = TopicSetGroupRequest{}
-	mi := &file_topic_service_proto_msgTypes[16]
+	mi := &file_topic_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1092,7 @@ func (x *TopicSetGroupRequest) String() string {
 func (*TopicSetGroupRequest) ProtoMessage() {}
 
 func (x *TopicSetGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[16]
+	mi := &file_topic_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1105,7 @@ func (x *TopicSetGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicSetGroupRequest.ProtoReflect.Descriptor instead.
 func (*TopicSetGroupRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{16}
+	return file_topic_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TopicSetGroupRequest) GetHeader() *Header {
@@ -1074,7 +1175,7 @@ type TopicSeekGroupRequest struct {
 
 func (x *TopicSeekGroupRequest) Reset() {
 	*x = TopicSeekGroupRequest{}
-	mi := &file_topic_service_proto_msgTypes[17]
+	mi := &file_topic_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1187,7 @@ func (x *TopicSeekGroupRequest) String() string {
 func (*TopicSeekGroupRequest) ProtoMessage() {}
 
 func (x *TopicSeekGroupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[17]
+	mi := &file_topic_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1200,7 @@ func (x *TopicSeekGroupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicSeekGroupRequest.ProtoReflect.Descriptor instead.
 func (*TopicSeekGroupRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{17}
+	return file_topic_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TopicSeekGroupRequest) GetHeader() *Header {
@@ -1208,13 +1309,14 @@ type TopicGroupReply struct {
 	MaxDeliveries uint32                 `protobuf:"varint,10,opt,name=max_deliveries,json=maxDeliveries,proto3" json:"max_deliveries,omitempty"`
 	DeadLetter    string                 `protobuf:"bytes,11,opt,name=dead_letter,json=deadLetter,proto3" json:"dead_letter,omitempty"`
 	CreatedMs     int64                  `protobuf:"varint,12,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	Expired       uint64                 `protobuf:"varint,13,opt,name=expired,proto3" json:"expired,omitempty"` // removed before they were acknowledged
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TopicGroupReply) Reset() {
 	*x = TopicGroupReply{}
-	mi := &file_topic_service_proto_msgTypes[18]
+	mi := &file_topic_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1328,7 @@ func (x *TopicGroupReply) String() string {
 func (*TopicGroupReply) ProtoMessage() {}
 
 func (x *TopicGroupReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[18]
+	mi := &file_topic_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1341,7 @@ func (x *TopicGroupReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicGroupReply.ProtoReflect.Descriptor instead.
 func (*TopicGroupReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{18}
+	return file_topic_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TopicGroupReply) GetName() string {
@@ -1326,6 +1428,13 @@ func (x *TopicGroupReply) GetCreatedMs() int64 {
 	return 0
 }
 
+func (x *TopicGroupReply) GetExpired() uint64 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
 type TopicGroupsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -1338,7 +1447,7 @@ type TopicGroupsRequest struct {
 
 func (x *TopicGroupsRequest) Reset() {
 	*x = TopicGroupsRequest{}
-	mi := &file_topic_service_proto_msgTypes[19]
+	mi := &file_topic_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1459,7 @@ func (x *TopicGroupsRequest) String() string {
 func (*TopicGroupsRequest) ProtoMessage() {}
 
 func (x *TopicGroupsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[19]
+	mi := &file_topic_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1472,7 @@ func (x *TopicGroupsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicGroupsRequest.ProtoReflect.Descriptor instead.
 func (*TopicGroupsRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{19}
+	return file_topic_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TopicGroupsRequest) GetHeader() *Header {
@@ -1403,7 +1512,7 @@ type TopicGroupsReply struct {
 
 func (x *TopicGroupsReply) Reset() {
 	*x = TopicGroupsReply{}
-	mi := &file_topic_service_proto_msgTypes[20]
+	mi := &file_topic_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1524,7 @@ func (x *TopicGroupsReply) String() string {
 func (*TopicGroupsReply) ProtoMessage() {}
 
 func (x *TopicGroupsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[20]
+	mi := &file_topic_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1537,7 @@ func (x *TopicGroupsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicGroupsReply.ProtoReflect.Descriptor instead.
 func (*TopicGroupsReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{20}
+	return file_topic_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TopicGroupsReply) GetNames() []string {
@@ -1448,7 +1557,7 @@ type TopicLease struct {
 
 func (x *TopicLease) Reset() {
 	*x = TopicLease{}
-	mi := &file_topic_service_proto_msgTypes[21]
+	mi := &file_topic_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +1569,7 @@ func (x *TopicLease) String() string {
 func (*TopicLease) ProtoMessage() {}
 
 func (x *TopicLease) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[21]
+	mi := &file_topic_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +1582,7 @@ func (x *TopicLease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicLease.ProtoReflect.Descriptor instead.
 func (*TopicLease) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{21}
+	return file_topic_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TopicLease) GetOffset() uint64 {
@@ -1504,7 +1613,7 @@ type TopicTakeRequest struct {
 
 func (x *TopicTakeRequest) Reset() {
 	*x = TopicTakeRequest{}
-	mi := &file_topic_service_proto_msgTypes[22]
+	mi := &file_topic_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1625,7 @@ func (x *TopicTakeRequest) String() string {
 func (*TopicTakeRequest) ProtoMessage() {}
 
 func (x *TopicTakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[22]
+	mi := &file_topic_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1638,7 @@ func (x *TopicTakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicTakeRequest.ProtoReflect.Descriptor instead.
 func (*TopicTakeRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{22}
+	return file_topic_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TopicTakeRequest) GetHeader() *Header {
@@ -1583,7 +1692,7 @@ type TopicTakeReply struct {
 
 func (x *TopicTakeReply) Reset() {
 	*x = TopicTakeReply{}
-	mi := &file_topic_service_proto_msgTypes[23]
+	mi := &file_topic_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1704,7 @@ func (x *TopicTakeReply) String() string {
 func (*TopicTakeReply) ProtoMessage() {}
 
 func (x *TopicTakeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[23]
+	mi := &file_topic_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1717,7 @@ func (x *TopicTakeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicTakeReply.ProtoReflect.Descriptor instead.
 func (*TopicTakeReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{23}
+	return file_topic_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TopicTakeReply) GetMessages() []*TopicDelivered {
@@ -1629,7 +1738,7 @@ type TopicDelivered struct {
 
 func (x *TopicDelivered) Reset() {
 	*x = TopicDelivered{}
-	mi := &file_topic_service_proto_msgTypes[24]
+	mi := &file_topic_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1641,7 +1750,7 @@ func (x *TopicDelivered) String() string {
 func (*TopicDelivered) ProtoMessage() {}
 
 func (x *TopicDelivered) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[24]
+	mi := &file_topic_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1654,7 +1763,7 @@ func (x *TopicDelivered) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicDelivered.ProtoReflect.Descriptor instead.
 func (*TopicDelivered) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{24}
+	return file_topic_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TopicDelivered) GetId() *TopicLease {
@@ -1691,7 +1800,7 @@ type TopicSettleRequest struct {
 
 func (x *TopicSettleRequest) Reset() {
 	*x = TopicSettleRequest{}
-	mi := &file_topic_service_proto_msgTypes[25]
+	mi := &file_topic_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1703,7 +1812,7 @@ func (x *TopicSettleRequest) String() string {
 func (*TopicSettleRequest) ProtoMessage() {}
 
 func (x *TopicSettleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[25]
+	mi := &file_topic_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1716,7 +1825,7 @@ func (x *TopicSettleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicSettleRequest.ProtoReflect.Descriptor instead.
 func (*TopicSettleRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{25}
+	return file_topic_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TopicSettleRequest) GetHeader() *Header {
@@ -1766,7 +1875,7 @@ type TopicWaitRequest struct {
 
 func (x *TopicWaitRequest) Reset() {
 	*x = TopicWaitRequest{}
-	mi := &file_topic_service_proto_msgTypes[26]
+	mi := &file_topic_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +1887,7 @@ func (x *TopicWaitRequest) String() string {
 func (*TopicWaitRequest) ProtoMessage() {}
 
 func (x *TopicWaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[26]
+	mi := &file_topic_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +1900,7 @@ func (x *TopicWaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicWaitRequest.ProtoReflect.Descriptor instead.
 func (*TopicWaitRequest) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{26}
+	return file_topic_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TopicWaitRequest) GetHeader() *Header {
@@ -1831,7 +1940,7 @@ type TopicWaitReply struct {
 
 func (x *TopicWaitReply) Reset() {
 	*x = TopicWaitReply{}
-	mi := &file_topic_service_proto_msgTypes[27]
+	mi := &file_topic_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1952,7 @@ func (x *TopicWaitReply) String() string {
 func (*TopicWaitReply) ProtoMessage() {}
 
 func (x *TopicWaitReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[27]
+	mi := &file_topic_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1965,7 @@ func (x *TopicWaitReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicWaitReply.ProtoReflect.Descriptor instead.
 func (*TopicWaitReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{27}
+	return file_topic_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TopicWaitReply) GetReady() bool {
@@ -1875,7 +1984,7 @@ type TopicMembersReply struct {
 
 func (x *TopicMembersReply) Reset() {
 	*x = TopicMembersReply{}
-	mi := &file_topic_service_proto_msgTypes[28]
+	mi := &file_topic_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +1996,7 @@ func (x *TopicMembersReply) String() string {
 func (*TopicMembersReply) ProtoMessage() {}
 
 func (x *TopicMembersReply) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[28]
+	mi := &file_topic_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2009,7 @@ func (x *TopicMembersReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicMembersReply.ProtoReflect.Descriptor instead.
 func (*TopicMembersReply) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{28}
+	return file_topic_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TopicMembersReply) GetMembers() []*TopicMember {
@@ -1925,7 +2034,7 @@ type TopicMember struct {
 
 func (x *TopicMember) Reset() {
 	*x = TopicMember{}
-	mi := &file_topic_service_proto_msgTypes[29]
+	mi := &file_topic_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2046,7 @@ func (x *TopicMember) String() string {
 func (*TopicMember) ProtoMessage() {}
 
 func (x *TopicMember) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_service_proto_msgTypes[29]
+	mi := &file_topic_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2059,7 @@ func (x *TopicMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicMember.ProtoReflect.Descriptor instead.
 func (*TopicMember) Descriptor() ([]byte, []int) {
-	return file_topic_service_proto_rawDescGZIP(), []int{29}
+	return file_topic_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TopicMember) GetReader() uint64 {
@@ -2017,13 +2126,25 @@ const file_topic_service_proto_rawDesc = "" +
 	"\x03end\x18\x03 \x01(\x04R\x03end\"O\n" +
 	"\x10TopicStatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
-	"\x05topic\x18\x02 \x01(\x04R\x05topic\"x\n" +
+	"\x05topic\x18\x02 \x01(\x04R\x05topic\"\x86\x02\n" +
 	"\x0eTopicStatReply\x12\x1f\n" +
 	"\vnext_offset\x18\x01 \x01(\x04R\n" +
 	"nextOffset\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x16\n" +
 	"\x06groups\x18\x03 \x01(\x04R\x06groups\x12\x17\n" +
-	"\alast_ms\x18\x04 \x01(\x03R\x06lastMs\"q\n" +
+	"\alast_ms\x18\x04 \x01(\x03R\x06lastMs\x12!\n" +
+	"\ffirst_offset\x18\x05 \x01(\x04R\vfirstOffset\x12\x1d\n" +
+	"\n" +
+	"first_byte\x18\x06 \x01(\x04R\tfirstByte\x12!\n" +
+	"\fretention_ms\x18\a \x01(\x03R\vretentionMs\x12'\n" +
+	"\x0fretention_bytes\x18\b \x01(\x04R\x0eretentionBytes\"\xc9\x01\n" +
+	"\x0fTopicSetRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05topic\x18\x02 \x01(\x04R\x05topic\x12&\n" +
+	"\fretention_ms\x18\x03 \x01(\x03H\x00R\vretentionMs\x88\x01\x01\x12,\n" +
+	"\x0fretention_bytes\x18\x04 \x01(\x04H\x01R\x0eretentionBytes\x88\x01\x01B\x0f\n" +
+	"\r_retention_msB\x12\n" +
+	"\x10_retention_bytes\"q\n" +
 	"\x10TopicReadRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05topic\x18\x02 \x01(\x04R\x05topic\x12\x0e\n" +
@@ -2083,7 +2204,7 @@ const file_topic_service_proto_rawDesc = "" +
 	"\atime_ms\x18\x05 \x01(\x03H\x00R\x06timeMs\x12\x1c\n" +
 	"\bearliest\x18\x06 \x01(\bH\x00R\bearliest\x12\x18\n" +
 	"\x06latest\x18\a \x01(\bH\x00R\x06latestB\x04\n" +
-	"\x02to\"\xd2\x02\n" +
+	"\x02to\"\xec\x02\n" +
 	"\x0fTopicGroupReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x04R\x06offset\x12\x12\n" +
@@ -2099,7 +2220,8 @@ const file_topic_service_proto_rawDesc = "" +
 	"\vdead_letter\x18\v \x01(\tR\n" +
 	"deadLetter\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\f \x01(\x03R\tcreatedMs\"}\n" +
+	"created_ms\x18\f \x01(\x03R\tcreatedMs\x12\x18\n" +
+	"\aexpired\x18\r \x01(\x04R\aexpired\"}\n" +
 	"\x12TopicGroupsRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05topic\x18\x02 \x01(\x04R\x05topic\x12\x14\n" +
@@ -2153,7 +2275,7 @@ const file_topic_service_proto_rawDesc = "" +
 	"\acommand\x18\x04 \x01(\tR\acommand\x12\x16\n" +
 	"\x06leased\x18\x05 \x01(\rR\x06leased\x12\x18\n" +
 	"\awaiting\x18\x06 \x01(\bR\awaiting\x12\x19\n" +
-	"\bsince_ms\x18\a \x01(\x03R\asinceMs2\x99\b\n" +
+	"\bsince_ms\x18\a \x01(\x03R\asinceMs2\xd1\b\n" +
 	"\x05Topic\x12?\n" +
 	"\aPublish\x12\x1a.dc.v1.TopicPublishRequest\x1a\x18.dc.v1.TopicPublishReply\x126\n" +
 	"\x04Stat\x12\x17.dc.v1.TopicStatRequest\x1a\x15.dc.v1.TopicStatReply\x126\n" +
@@ -2161,7 +2283,8 @@ const file_topic_service_proto_rawDesc = "" +
 	"\x05Fetch\x12\x18.dc.v1.TopicFetchRequest\x1a\x16.dc.v1.TopicFetchReply\x126\n" +
 	"\x04Find\x12\x17.dc.v1.TopicFindRequest\x1a\x15.dc.v1.TopicFindReply\x12>\n" +
 	"\x06Follow\x12\x19.dc.v1.TopicFollowRequest\x1a\x17.dc.v1.TopicFollowReply0\x01\x128\n" +
-	"\x04Drop\x12\x17.dc.v1.TopicDropRequest\x1a\x17.dc.v1.TopicChangeReply\x12@\n" +
+	"\x04Drop\x12\x17.dc.v1.TopicDropRequest\x1a\x17.dc.v1.TopicChangeReply\x126\n" +
+	"\x03Set\x12\x16.dc.v1.TopicSetRequest\x1a\x17.dc.v1.TopicChangeReply\x12@\n" +
 	"\vCreateGroup\x12\x18.dc.v1.TopicGroupRequest\x1a\x17.dc.v1.TopicChangeReply\x12>\n" +
 	"\tDropGroup\x12\x18.dc.v1.TopicGroupRequest\x1a\x17.dc.v1.TopicChangeReply\x12@\n" +
 	"\bSetGroup\x12\x1b.dc.v1.TopicSetGroupRequest\x1a\x17.dc.v1.TopicChangeReply\x12B\n" +
@@ -2186,103 +2309,107 @@ func file_topic_service_proto_rawDescGZIP() []byte {
 }
 
 var file_topic_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_topic_service_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_topic_service_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_topic_service_proto_goTypes = []any{
 	(TopicSettleRequest_Outcome)(0), // 0: dc.v1.TopicSettleRequest.Outcome
 	(*TopicPublishRequest)(nil),     // 1: dc.v1.TopicPublishRequest
 	(*TopicPublishReply)(nil),       // 2: dc.v1.TopicPublishReply
 	(*TopicStatRequest)(nil),        // 3: dc.v1.TopicStatRequest
 	(*TopicStatReply)(nil),          // 4: dc.v1.TopicStatReply
-	(*TopicReadRequest)(nil),        // 5: dc.v1.TopicReadRequest
-	(*TopicReadReply)(nil),          // 6: dc.v1.TopicReadReply
-	(*TopicFetchRequest)(nil),       // 7: dc.v1.TopicFetchRequest
-	(*TopicMessage)(nil),            // 8: dc.v1.TopicMessage
-	(*TopicFetchReply)(nil),         // 9: dc.v1.TopicFetchReply
-	(*TopicFindRequest)(nil),        // 10: dc.v1.TopicFindRequest
-	(*TopicFindReply)(nil),          // 11: dc.v1.TopicFindReply
-	(*TopicFollowRequest)(nil),      // 12: dc.v1.TopicFollowRequest
-	(*TopicFollowReply)(nil),        // 13: dc.v1.TopicFollowReply
-	(*TopicDropRequest)(nil),        // 14: dc.v1.TopicDropRequest
-	(*TopicChangeReply)(nil),        // 15: dc.v1.TopicChangeReply
-	(*TopicGroupRequest)(nil),       // 16: dc.v1.TopicGroupRequest
-	(*TopicSetGroupRequest)(nil),    // 17: dc.v1.TopicSetGroupRequest
-	(*TopicSeekGroupRequest)(nil),   // 18: dc.v1.TopicSeekGroupRequest
-	(*TopicGroupReply)(nil),         // 19: dc.v1.TopicGroupReply
-	(*TopicGroupsRequest)(nil),      // 20: dc.v1.TopicGroupsRequest
-	(*TopicGroupsReply)(nil),        // 21: dc.v1.TopicGroupsReply
-	(*TopicLease)(nil),              // 22: dc.v1.TopicLease
-	(*TopicTakeRequest)(nil),        // 23: dc.v1.TopicTakeRequest
-	(*TopicTakeReply)(nil),          // 24: dc.v1.TopicTakeReply
-	(*TopicDelivered)(nil),          // 25: dc.v1.TopicDelivered
-	(*TopicSettleRequest)(nil),      // 26: dc.v1.TopicSettleRequest
-	(*TopicWaitRequest)(nil),        // 27: dc.v1.TopicWaitRequest
-	(*TopicWaitReply)(nil),          // 28: dc.v1.TopicWaitReply
-	(*TopicMembersReply)(nil),       // 29: dc.v1.TopicMembersReply
-	(*TopicMember)(nil),             // 30: dc.v1.TopicMember
-	(*Header)(nil),                  // 31: dc.v1.Header
+	(*TopicSetRequest)(nil),         // 5: dc.v1.TopicSetRequest
+	(*TopicReadRequest)(nil),        // 6: dc.v1.TopicReadRequest
+	(*TopicReadReply)(nil),          // 7: dc.v1.TopicReadReply
+	(*TopicFetchRequest)(nil),       // 8: dc.v1.TopicFetchRequest
+	(*TopicMessage)(nil),            // 9: dc.v1.TopicMessage
+	(*TopicFetchReply)(nil),         // 10: dc.v1.TopicFetchReply
+	(*TopicFindRequest)(nil),        // 11: dc.v1.TopicFindRequest
+	(*TopicFindReply)(nil),          // 12: dc.v1.TopicFindReply
+	(*TopicFollowRequest)(nil),      // 13: dc.v1.TopicFollowRequest
+	(*TopicFollowReply)(nil),        // 14: dc.v1.TopicFollowReply
+	(*TopicDropRequest)(nil),        // 15: dc.v1.TopicDropRequest
+	(*TopicChangeReply)(nil),        // 16: dc.v1.TopicChangeReply
+	(*TopicGroupRequest)(nil),       // 17: dc.v1.TopicGroupRequest
+	(*TopicSetGroupRequest)(nil),    // 18: dc.v1.TopicSetGroupRequest
+	(*TopicSeekGroupRequest)(nil),   // 19: dc.v1.TopicSeekGroupRequest
+	(*TopicGroupReply)(nil),         // 20: dc.v1.TopicGroupReply
+	(*TopicGroupsRequest)(nil),      // 21: dc.v1.TopicGroupsRequest
+	(*TopicGroupsReply)(nil),        // 22: dc.v1.TopicGroupsReply
+	(*TopicLease)(nil),              // 23: dc.v1.TopicLease
+	(*TopicTakeRequest)(nil),        // 24: dc.v1.TopicTakeRequest
+	(*TopicTakeReply)(nil),          // 25: dc.v1.TopicTakeReply
+	(*TopicDelivered)(nil),          // 26: dc.v1.TopicDelivered
+	(*TopicSettleRequest)(nil),      // 27: dc.v1.TopicSettleRequest
+	(*TopicWaitRequest)(nil),        // 28: dc.v1.TopicWaitRequest
+	(*TopicWaitReply)(nil),          // 29: dc.v1.TopicWaitReply
+	(*TopicMembersReply)(nil),       // 30: dc.v1.TopicMembersReply
+	(*TopicMember)(nil),             // 31: dc.v1.TopicMember
+	(*Header)(nil),                  // 32: dc.v1.Header
 }
 var file_topic_service_proto_depIdxs = []int32{
-	31, // 0: dc.v1.TopicPublishRequest.header:type_name -> dc.v1.Header
-	31, // 1: dc.v1.TopicStatRequest.header:type_name -> dc.v1.Header
-	31, // 2: dc.v1.TopicReadRequest.header:type_name -> dc.v1.Header
-	31, // 3: dc.v1.TopicFetchRequest.header:type_name -> dc.v1.Header
-	8,  // 4: dc.v1.TopicFetchReply.messages:type_name -> dc.v1.TopicMessage
-	31, // 5: dc.v1.TopicFindRequest.header:type_name -> dc.v1.Header
-	31, // 6: dc.v1.TopicFollowRequest.header:type_name -> dc.v1.Header
-	31, // 7: dc.v1.TopicDropRequest.header:type_name -> dc.v1.Header
-	31, // 8: dc.v1.TopicGroupRequest.header:type_name -> dc.v1.Header
-	31, // 9: dc.v1.TopicSetGroupRequest.header:type_name -> dc.v1.Header
-	31, // 10: dc.v1.TopicSeekGroupRequest.header:type_name -> dc.v1.Header
-	31, // 11: dc.v1.TopicGroupsRequest.header:type_name -> dc.v1.Header
-	31, // 12: dc.v1.TopicTakeRequest.header:type_name -> dc.v1.Header
-	22, // 13: dc.v1.TopicTakeRequest.ack:type_name -> dc.v1.TopicLease
-	25, // 14: dc.v1.TopicTakeReply.messages:type_name -> dc.v1.TopicDelivered
-	22, // 15: dc.v1.TopicDelivered.id:type_name -> dc.v1.TopicLease
-	8,  // 16: dc.v1.TopicDelivered.message:type_name -> dc.v1.TopicMessage
-	31, // 17: dc.v1.TopicSettleRequest.header:type_name -> dc.v1.Header
-	22, // 18: dc.v1.TopicSettleRequest.ids:type_name -> dc.v1.TopicLease
-	0,  // 19: dc.v1.TopicSettleRequest.outcome:type_name -> dc.v1.TopicSettleRequest.Outcome
-	31, // 20: dc.v1.TopicWaitRequest.header:type_name -> dc.v1.Header
-	30, // 21: dc.v1.TopicMembersReply.members:type_name -> dc.v1.TopicMember
-	1,  // 22: dc.v1.Topic.Publish:input_type -> dc.v1.TopicPublishRequest
-	3,  // 23: dc.v1.Topic.Stat:input_type -> dc.v1.TopicStatRequest
-	5,  // 24: dc.v1.Topic.Read:input_type -> dc.v1.TopicReadRequest
-	7,  // 25: dc.v1.Topic.Fetch:input_type -> dc.v1.TopicFetchRequest
-	10, // 26: dc.v1.Topic.Find:input_type -> dc.v1.TopicFindRequest
-	12, // 27: dc.v1.Topic.Follow:input_type -> dc.v1.TopicFollowRequest
-	14, // 28: dc.v1.Topic.Drop:input_type -> dc.v1.TopicDropRequest
-	16, // 29: dc.v1.Topic.CreateGroup:input_type -> dc.v1.TopicGroupRequest
-	16, // 30: dc.v1.Topic.DropGroup:input_type -> dc.v1.TopicGroupRequest
-	17, // 31: dc.v1.Topic.SetGroup:input_type -> dc.v1.TopicSetGroupRequest
-	18, // 32: dc.v1.Topic.SeekGroup:input_type -> dc.v1.TopicSeekGroupRequest
-	16, // 33: dc.v1.Topic.GroupStat:input_type -> dc.v1.TopicGroupRequest
-	20, // 34: dc.v1.Topic.Groups:input_type -> dc.v1.TopicGroupsRequest
-	23, // 35: dc.v1.Topic.Take:input_type -> dc.v1.TopicTakeRequest
-	26, // 36: dc.v1.Topic.Settle:input_type -> dc.v1.TopicSettleRequest
-	27, // 37: dc.v1.Topic.Wait:input_type -> dc.v1.TopicWaitRequest
-	16, // 38: dc.v1.Topic.Members:input_type -> dc.v1.TopicGroupRequest
-	2,  // 39: dc.v1.Topic.Publish:output_type -> dc.v1.TopicPublishReply
-	4,  // 40: dc.v1.Topic.Stat:output_type -> dc.v1.TopicStatReply
-	6,  // 41: dc.v1.Topic.Read:output_type -> dc.v1.TopicReadReply
-	9,  // 42: dc.v1.Topic.Fetch:output_type -> dc.v1.TopicFetchReply
-	11, // 43: dc.v1.Topic.Find:output_type -> dc.v1.TopicFindReply
-	13, // 44: dc.v1.Topic.Follow:output_type -> dc.v1.TopicFollowReply
-	15, // 45: dc.v1.Topic.Drop:output_type -> dc.v1.TopicChangeReply
-	15, // 46: dc.v1.Topic.CreateGroup:output_type -> dc.v1.TopicChangeReply
-	15, // 47: dc.v1.Topic.DropGroup:output_type -> dc.v1.TopicChangeReply
-	15, // 48: dc.v1.Topic.SetGroup:output_type -> dc.v1.TopicChangeReply
-	15, // 49: dc.v1.Topic.SeekGroup:output_type -> dc.v1.TopicChangeReply
-	19, // 50: dc.v1.Topic.GroupStat:output_type -> dc.v1.TopicGroupReply
-	21, // 51: dc.v1.Topic.Groups:output_type -> dc.v1.TopicGroupsReply
-	24, // 52: dc.v1.Topic.Take:output_type -> dc.v1.TopicTakeReply
-	15, // 53: dc.v1.Topic.Settle:output_type -> dc.v1.TopicChangeReply
-	28, // 54: dc.v1.Topic.Wait:output_type -> dc.v1.TopicWaitReply
-	29, // 55: dc.v1.Topic.Members:output_type -> dc.v1.TopicMembersReply
-	39, // [39:56] is the sub-list for method output_type
-	22, // [22:39] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	32, // 0: dc.v1.TopicPublishRequest.header:type_name -> dc.v1.Header
+	32, // 1: dc.v1.TopicStatRequest.header:type_name -> dc.v1.Header
+	32, // 2: dc.v1.TopicSetRequest.header:type_name -> dc.v1.Header
+	32, // 3: dc.v1.TopicReadRequest.header:type_name -> dc.v1.Header
+	32, // 4: dc.v1.TopicFetchRequest.header:type_name -> dc.v1.Header
+	9,  // 5: dc.v1.TopicFetchReply.messages:type_name -> dc.v1.TopicMessage
+	32, // 6: dc.v1.TopicFindRequest.header:type_name -> dc.v1.Header
+	32, // 7: dc.v1.TopicFollowRequest.header:type_name -> dc.v1.Header
+	32, // 8: dc.v1.TopicDropRequest.header:type_name -> dc.v1.Header
+	32, // 9: dc.v1.TopicGroupRequest.header:type_name -> dc.v1.Header
+	32, // 10: dc.v1.TopicSetGroupRequest.header:type_name -> dc.v1.Header
+	32, // 11: dc.v1.TopicSeekGroupRequest.header:type_name -> dc.v1.Header
+	32, // 12: dc.v1.TopicGroupsRequest.header:type_name -> dc.v1.Header
+	32, // 13: dc.v1.TopicTakeRequest.header:type_name -> dc.v1.Header
+	23, // 14: dc.v1.TopicTakeRequest.ack:type_name -> dc.v1.TopicLease
+	26, // 15: dc.v1.TopicTakeReply.messages:type_name -> dc.v1.TopicDelivered
+	23, // 16: dc.v1.TopicDelivered.id:type_name -> dc.v1.TopicLease
+	9,  // 17: dc.v1.TopicDelivered.message:type_name -> dc.v1.TopicMessage
+	32, // 18: dc.v1.TopicSettleRequest.header:type_name -> dc.v1.Header
+	23, // 19: dc.v1.TopicSettleRequest.ids:type_name -> dc.v1.TopicLease
+	0,  // 20: dc.v1.TopicSettleRequest.outcome:type_name -> dc.v1.TopicSettleRequest.Outcome
+	32, // 21: dc.v1.TopicWaitRequest.header:type_name -> dc.v1.Header
+	31, // 22: dc.v1.TopicMembersReply.members:type_name -> dc.v1.TopicMember
+	1,  // 23: dc.v1.Topic.Publish:input_type -> dc.v1.TopicPublishRequest
+	3,  // 24: dc.v1.Topic.Stat:input_type -> dc.v1.TopicStatRequest
+	6,  // 25: dc.v1.Topic.Read:input_type -> dc.v1.TopicReadRequest
+	8,  // 26: dc.v1.Topic.Fetch:input_type -> dc.v1.TopicFetchRequest
+	11, // 27: dc.v1.Topic.Find:input_type -> dc.v1.TopicFindRequest
+	13, // 28: dc.v1.Topic.Follow:input_type -> dc.v1.TopicFollowRequest
+	15, // 29: dc.v1.Topic.Drop:input_type -> dc.v1.TopicDropRequest
+	5,  // 30: dc.v1.Topic.Set:input_type -> dc.v1.TopicSetRequest
+	17, // 31: dc.v1.Topic.CreateGroup:input_type -> dc.v1.TopicGroupRequest
+	17, // 32: dc.v1.Topic.DropGroup:input_type -> dc.v1.TopicGroupRequest
+	18, // 33: dc.v1.Topic.SetGroup:input_type -> dc.v1.TopicSetGroupRequest
+	19, // 34: dc.v1.Topic.SeekGroup:input_type -> dc.v1.TopicSeekGroupRequest
+	17, // 35: dc.v1.Topic.GroupStat:input_type -> dc.v1.TopicGroupRequest
+	21, // 36: dc.v1.Topic.Groups:input_type -> dc.v1.TopicGroupsRequest
+	24, // 37: dc.v1.Topic.Take:input_type -> dc.v1.TopicTakeRequest
+	27, // 38: dc.v1.Topic.Settle:input_type -> dc.v1.TopicSettleRequest
+	28, // 39: dc.v1.Topic.Wait:input_type -> dc.v1.TopicWaitRequest
+	17, // 40: dc.v1.Topic.Members:input_type -> dc.v1.TopicGroupRequest
+	2,  // 41: dc.v1.Topic.Publish:output_type -> dc.v1.TopicPublishReply
+	4,  // 42: dc.v1.Topic.Stat:output_type -> dc.v1.TopicStatReply
+	7,  // 43: dc.v1.Topic.Read:output_type -> dc.v1.TopicReadReply
+	10, // 44: dc.v1.Topic.Fetch:output_type -> dc.v1.TopicFetchReply
+	12, // 45: dc.v1.Topic.Find:output_type -> dc.v1.TopicFindReply
+	14, // 46: dc.v1.Topic.Follow:output_type -> dc.v1.TopicFollowReply
+	16, // 47: dc.v1.Topic.Drop:output_type -> dc.v1.TopicChangeReply
+	16, // 48: dc.v1.Topic.Set:output_type -> dc.v1.TopicChangeReply
+	16, // 49: dc.v1.Topic.CreateGroup:output_type -> dc.v1.TopicChangeReply
+	16, // 50: dc.v1.Topic.DropGroup:output_type -> dc.v1.TopicChangeReply
+	16, // 51: dc.v1.Topic.SetGroup:output_type -> dc.v1.TopicChangeReply
+	16, // 52: dc.v1.Topic.SeekGroup:output_type -> dc.v1.TopicChangeReply
+	20, // 53: dc.v1.Topic.GroupStat:output_type -> dc.v1.TopicGroupReply
+	22, // 54: dc.v1.Topic.Groups:output_type -> dc.v1.TopicGroupsReply
+	25, // 55: dc.v1.Topic.Take:output_type -> dc.v1.TopicTakeReply
+	16, // 56: dc.v1.Topic.Settle:output_type -> dc.v1.TopicChangeReply
+	29, // 57: dc.v1.Topic.Wait:output_type -> dc.v1.TopicWaitReply
+	30, // 58: dc.v1.Topic.Members:output_type -> dc.v1.TopicMembersReply
+	41, // [41:59] is the sub-list for method output_type
+	23, // [23:41] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_topic_service_proto_init() }
@@ -2291,8 +2418,9 @@ func file_topic_service_proto_init() {
 		return
 	}
 	file_rpc_proto_init()
-	file_topic_service_proto_msgTypes[16].OneofWrappers = []any{}
-	file_topic_service_proto_msgTypes[17].OneofWrappers = []any{
+	file_topic_service_proto_msgTypes[4].OneofWrappers = []any{}
+	file_topic_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_topic_service_proto_msgTypes[18].OneofWrappers = []any{
 		(*TopicSeekGroupRequest_Offset)(nil),
 		(*TopicSeekGroupRequest_TimeMs)(nil),
 		(*TopicSeekGroupRequest_Earliest)(nil),
@@ -2304,7 +2432,7 @@ func file_topic_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_topic_service_proto_rawDesc), len(file_topic_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Topic_Find_FullMethodName        = "/dc.v1.Topic/Find"
 	Topic_Follow_FullMethodName      = "/dc.v1.Topic/Follow"
 	Topic_Drop_FullMethodName        = "/dc.v1.Topic/Drop"
+	Topic_Set_FullMethodName         = "/dc.v1.Topic/Set"
 	Topic_CreateGroup_FullMethodName = "/dc.v1.Topic/CreateGroup"
 	Topic_DropGroup_FullMethodName   = "/dc.v1.Topic/DropGroup"
 	Topic_SetGroup_FullMethodName    = "/dc.v1.Topic/SetGroup"
@@ -51,6 +52,7 @@ type TopicClient interface {
 	Find(ctx context.Context, in *TopicFindRequest, opts ...grpc.CallOption) (*TopicFindReply, error)
 	Follow(ctx context.Context, in *TopicFollowRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TopicFollowReply], error)
 	Drop(ctx context.Context, in *TopicDropRequest, opts ...grpc.CallOption) (*TopicChangeReply, error)
+	Set(ctx context.Context, in *TopicSetRequest, opts ...grpc.CallOption) (*TopicChangeReply, error)
 	// Consumer groups.
 	CreateGroup(ctx context.Context, in *TopicGroupRequest, opts ...grpc.CallOption) (*TopicChangeReply, error)
 	DropGroup(ctx context.Context, in *TopicGroupRequest, opts ...grpc.CallOption) (*TopicChangeReply, error)
@@ -146,6 +148,16 @@ func (c *topicClient) Drop(ctx context.Context, in *TopicDropRequest, opts ...gr
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(TopicChangeReply)
 	err := c.cc.Invoke(ctx, Topic_Drop_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *topicClient) Set(ctx context.Context, in *TopicSetRequest, opts ...grpc.CallOption) (*TopicChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TopicChangeReply)
+	err := c.cc.Invoke(ctx, Topic_Set_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -272,6 +284,7 @@ type TopicServer interface {
 	Find(context.Context, *TopicFindRequest) (*TopicFindReply, error)
 	Follow(*TopicFollowRequest, grpc.ServerStreamingServer[TopicFollowReply]) error
 	Drop(context.Context, *TopicDropRequest) (*TopicChangeReply, error)
+	Set(context.Context, *TopicSetRequest) (*TopicChangeReply, error)
 	// Consumer groups.
 	CreateGroup(context.Context, *TopicGroupRequest) (*TopicChangeReply, error)
 	DropGroup(context.Context, *TopicGroupRequest) (*TopicChangeReply, error)
@@ -314,6 +327,9 @@ func (UnimplementedTopicServer) Follow(*TopicFollowRequest, grpc.ServerStreaming
 }
 func (UnimplementedTopicServer) Drop(context.Context, *TopicDropRequest) (*TopicChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drop not implemented")
+}
+func (UnimplementedTopicServer) Set(context.Context, *TopicSetRequest) (*TopicChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Set not implemented")
 }
 func (UnimplementedTopicServer) CreateGroup(context.Context, *TopicGroupRequest) (*TopicChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateGroup not implemented")
@@ -481,6 +497,24 @@ func _Topic_Drop_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(TopicServer).Drop(ctx, req.(*TopicDropRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Topic_Set_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TopicSetRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TopicServer).Set(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Topic_Set_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TopicServer).Set(ctx, req.(*TopicSetRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -688,6 +722,10 @@ var Topic_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drop",
 			Handler:    _Topic_Drop_Handler,
+		},
+		{
+			MethodName: "Set",
+			Handler:    _Topic_Set_Handler,
 		},
 		{
 			MethodName: "CreateGroup",

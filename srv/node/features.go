@@ -12,9 +12,10 @@ type feature struct {
 }
 
 var (
-	fencedWrites = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
-	movedBlocks  = feature{"moves of blocks", dc.Version{0, 3, 0}}
-	fullFiles    = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
+	fencedWrites   = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
+	movedBlocks    = feature{"moves of blocks", dc.Version{0, 3, 0}}
+	fullFiles      = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
+	topicRetention = feature{"retention of topics", dc.Version{0, 3, 0}}
 )
 
 // allows says dc.Unsupported while some node of the cluster runs a version that does not know f.
@@ -23,7 +24,7 @@ func (d *directory) allows(f feature) error {
 	defer d.mu.Unlock()
 	for _, n := range d.nodes {
 		if v, ok := dc.ParseVersion(n.Version); !n.Removed && ok && v.Before(f.since) {
-			return dc.Errorf(dc.Unsupported, f.name, "", "node %s runs version %s, which does not know them; all nodes must run %s or later", n.Name, n.Version, f.since)
+			return dc.Errorf(dc.Unsupported, f.name, "", "node %s runs version %s, which does not know that; all nodes must run %s or later", n.Name, n.Version, f.since)
 		}
 	}
 	return nil

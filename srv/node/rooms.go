@@ -83,7 +83,9 @@ func (n *Node) openKV(r *rooms) {
 }
 
 func (n *Node) openTopic(r *rooms) {
-	r.kinds[dc.KindTopic] = topic.New(topic.Config{Descriptors: n.meta, Log: n.log}).Kind()
+	r.kinds[dc.KindTopic] = topic.New(topic.Config{
+		Descriptors: n.meta, Log: n.log, Retention: func() error { return n.directory.allows(topicRetention) },
+	}).Kind()
 	r.mount.Rooms["topics"] = topicfs.New(client.NewTopics(n.client, n.meta))
 }
 

@@ -83,6 +83,7 @@ func (s *Service) GroupStat(ctx context.Context, r *dcpb.TopicGroupRequest) (*dc
 		}
 		out.Offset, out.Next, out.Lag, out.InFlight, out.Returned = g.Offset, g.Cursor, g.Lag, g.InFlight, g.Returned
 		out.Acked, out.Dead, out.CreatedMs = g.Acked, g.Dead, g.CreatedMs
+		out.Expired = g.Expired
 		out.VisibilityMs, out.MaxDeliveries, out.DeadLetter = g.VisibilityMs, g.MaxDeliveries, g.DeadLetterName
 		return nil
 	})
@@ -126,6 +127,9 @@ func (s *Service) Take(ctx context.Context, r *dcpb.TopicTakeRequest) (*dcpb.Top
 	err = t.replica.Local(func(rd storage.Reader) error {
 		for _, d := range taken.Deliveries {
 			topic.Messages(rd, r.Topic, d.Id.Offset, func(m topic.Message) bool {
+				if m.Offset != d.Id.Offset {
+					return false // the retention has just removed it
+				}
 				out.Messages = append(out.Messages, &dcpb.TopicDelivered{
 					Id: &dcpb.TopicLease{Offset: d.Id.Offset, Lease: d.Id.Lease}, Deliveries: d.Deliveries, Message: messageInfo(m),
 				})

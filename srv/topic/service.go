@@ -26,6 +26,7 @@ type Descriptors interface {
 type Config struct {
 	Log         *slog.Logger // default: discard
 	Descriptors Descriptors  // told when a dropped topic is swept; nil: nobody is
+	Retention   func() error // says why no topic can be told yet how much to keep; default: every one can
 }
 
 // Service serves the topic groups that this node leads.
@@ -44,6 +45,9 @@ var _ dcpb.TopicServer = (*Service)(nil)
 func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Retention == nil {
+		cfg.Retention = func() error { return nil }
 	}
 	return &Service{cfg: cfg, hubs: map[dc.GroupID]*hub{}, terms: map[dc.GroupID]*term{}}
 }
@@ -165,6 +169,7 @@ func (s *Service) Stat(ctx context.Context, r *dcpb.TopicStatRequest) (*dcpb.Top
 		st, err := topic.State(rd, "topic.stat", r.Topic)
 		if err == nil {
 			out.NextOffset, out.Bytes, out.Groups, out.LastMs = st.NextOffset, st.NextByte, st.Groups, st.LastMs
+			out.FirstOffset, out.FirstByte, out.RetentionMs, out.RetentionBytes = st.FirstOffset, st.FirstByte, st.RetentionMs, st.RetentionBytes
 		}
 		return err
 	})
@@ -178,7 +183,10 @@ const readBytes = 1 * dc.MiB
 func (s *Service) Read(ctx context.Context, r *dcpb.TopicReadRequest) (*dcpb.TopicReadReply, error) {
 	out := &dcpb.TopicReadReply{}
 	err := s.view(ctx, "topic.read", r.Header, func(rd storage.Reader) error {
-		_, err := topic.State(rd, "topic.read", r.Topic)
+		st, err := topic.State(rd, "topic.read", r.Topic)
+		if err == nil {
+			err = checkKept("topic.read", st, r.At)
+		}
 		if err == nil {
 			out.Data = topic.Bytes(rd, r.Topic, r.At, int(min(r.Max, readBytes)))
 		}

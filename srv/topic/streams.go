@@ -37,8 +37,13 @@ func (s *Service) Follow(r *dcpb.TopicFollowRequest, out dcpb.Topic_FollowServer
 		var data []byte
 		// What this replica has applied is committed; a leader that was deposed only shows less of it.
 		err := t.replica.Local(func(rd storage.Reader) error {
-			_, err := topic.State(rd, op, r.Topic)
-			data = topic.Bytes(rd, r.Topic, at, sendBytes)
+			st, err := topic.State(rd, op, r.Topic)
+			if err == nil {
+				err = checkKept(op, st, at)
+			}
+			if err == nil {
+				data = topic.Bytes(rd, r.Topic, at, sendBytes)
+			}
 			return err
 		})
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -25,12 +26,15 @@ type term struct {
 	replica     replica.Replica
 	over        <-chan struct{} // closed at its end
 	descriptors Descriptors
+	log         *slog.Logger
 
 	mu     sync.Mutex
+	keeps  map[uint64]*keep // topics that do not keep all, by id
 	byTime deadlines
 	byKey  map[flight]*deadline
 	sweeps map[topic.Sweep]bool
 	woken  chan struct{} // holds one token when there is news for run
+	reset  chan struct{} // holds one token when there is news for retain
 }
 
 // A flight is a message of a consumer group.
@@ -70,7 +74,7 @@ func (d *deadlines) Pop() any {
 // lead runs one term.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	t := &term{
-		replica: r, over: ctx.Done(), descriptors: s.cfg.Descriptors, byKey: map[flight]*deadline{}, sweeps: map[topic.Sweep]bool{}, woken: make(chan struct{}, 1),
+		replica: r, over: ctx.Done(), descriptors: s.cfg.Descriptors, log: s.cfg.Log.With("group", r.Group().String()), keeps: map[uint64]*keep{}, byKey: map[flight]*deadline{}, sweeps: map[topic.Sweep]bool{}, woken: make(chan struct{}, 1), reset: make(chan struct{}, 1),
 	}
 	s.mu.Lock()
 	s.terms[r.Group()] = t // from here on t hears of leases; those it did not hear of are read by takeOver
@@ -92,6 +96,9 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 			return
 		}
 	}
+	var retained sync.WaitGroup
+	retained.Go(func() { t.retain(ctx) })
+	defer retained.Wait()
 	t.run(ctx)
 }
 
@@ -105,6 +112,10 @@ func (t *term) takeOver() error {
 		for _, s := range topic.Sweeps(rd, knownSweeps) {
 			t.observe(s)
 		}
+		topic.Keeps(rd, func(k topic.Kept) bool {
+			t.observe(k)
+			return true
+		})
 		return nil
 	})
 }
@@ -130,6 +141,10 @@ func (t *term) observe(ev any) {
 		}
 	case topic.Settled:
 		t.removeLocked(flight{ev.Topic, ev.Epoch, ev.Offset})
+	case topic.Kept:
+		t.kept(ev)
+	case topic.Published:
+		t.grown(ev)
 	case topic.Sweep:
 		if len(t.sweeps) < knownSweeps {
 			t.sweeps[ev] = true

@@ -147,7 +147,7 @@ func TestARetriedPublishAppendsOnce(t *testing.T) {
 			t.Fatalf("%v %v", r, err)
 		}
 	}
-	if st, err := w.Stat(t.Context(), d); err != nil || st.Messages != 2 || st.Bytes != 4 {
+	if st, err := w.Stat(t.Context(), d); err != nil || st.Next != 2 || st.NextByte != 4 {
 		t.Errorf("%+v %v", st, err)
 	}
 	w.publish(t, d, strings.Repeat("x", 1000)+"\n")
@@ -396,4 +396,48 @@ func TestBadRequestsAreRefused(t *testing.T) {
 	if err := w.Settle(t.Context(), d, "g", client.TopicAck, client.TopicLease{}); !errors.Is(err, dc.NotFound) {
 		t.Error(err)
 	}
+}
+
+// A leader removes what is older than a topic keeps, and so does the next one. Nothing is read while nothing is due.
+func TestOldMessagesGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.rep.Close()
+		d := w.topic(t, "t")
+		w.publish(t, d, "old\n")
+		time.Sleep(time.Minute)
+		w.publish(t, d, "new\n")
+		age := 2 * time.Minute
+		if err := w.SetRetention(t.Context(), d, client.TopicRetention{Age: &age}); err != nil {
+			t.Fatal(err)
+		}
+		first := func() uint64 {
+			st, err := w.Stat(t.Context(), d)
+			if err != nil || st.Retention != age || st.Next < 2 {
+				t.Fatalf("%+v %v", st, err)
+			}
+			return st.First
+		}
+		time.Sleep(50 * time.Second)
+		if got := first(); got != 0 {
+			t.Errorf("message 0 went early: the log begins with %d", got)
+		}
+		time.Sleep(20 * time.Second)
+		if got := first(); got != 1 {
+			t.Errorf("message 0 stays: the log begins with %d", got)
+		}
+		w.rep.Resign()
+		w.rep.Lead()
+		w.publish(t, d, "newer\n")
+		time.Sleep(time.Minute)
+		if got := first(); got != 2 {
+			t.Errorf("after a change of leader the log begins with %d, want 2", got)
+		}
+		if _, err := w.Read(t.Context(), d, 0, 10); !errors.Is(err, dc.Stale) {
+			t.Errorf("what was removed was read: %v", err)
+		}
+		if b, err := w.Read(t.Context(), d, 8, 10); err != nil || string(b) != "newer\n" {
+			t.Errorf("read %q %v", b, err)
+		}
+	})
 }

@@ -94,6 +94,8 @@ type TopicCommand struct {
 	//	*TopicCommand_SeekGroup
 	//	*TopicCommand_Take
 	//	*TopicCommand_Settle
+	//	*TopicCommand_SetTopic
+	//	*TopicCommand_Trim
 	Op            isTopicCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -224,6 +226,24 @@ func (x *TopicCommand) GetSettle() *TopicSettle {
 	return nil
 }
 
+func (x *TopicCommand) GetSetTopic() *TopicSetTopic {
+	if x != nil {
+		if x, ok := x.Op.(*TopicCommand_SetTopic); ok {
+			return x.SetTopic
+		}
+	}
+	return nil
+}
+
+func (x *TopicCommand) GetTrim() *TopicTrim {
+	if x != nil {
+		if x, ok := x.Op.(*TopicCommand_Trim); ok {
+			return x.Trim
+		}
+	}
+	return nil
+}
+
 type isTopicCommand_Op interface {
 	isTopicCommand_Op()
 }
@@ -264,6 +284,14 @@ type TopicCommand_Settle struct {
 	Settle *TopicSettle `protobuf:"bytes,10,opt,name=settle,proto3,oneof"`
 }
 
+type TopicCommand_SetTopic struct {
+	SetTopic *TopicSetTopic `protobuf:"bytes,11,opt,name=set_topic,json=setTopic,proto3,oneof"` // since 0.3.0
+}
+
+type TopicCommand_Trim struct {
+	Trim *TopicTrim `protobuf:"bytes,12,opt,name=trim,proto3,oneof"` // since 0.3.0
+}
+
 func (*TopicCommand_Publish) isTopicCommand_Op() {}
 
 func (*TopicCommand_Drop) isTopicCommand_Op() {}
@@ -281,6 +309,10 @@ func (*TopicCommand_SeekGroup) isTopicCommand_Op() {}
 func (*TopicCommand_Take) isTopicCommand_Op() {}
 
 func (*TopicCommand_Settle) isTopicCommand_Op() {}
+
+func (*TopicCommand_SetTopic) isTopicCommand_Op() {}
+
+func (*TopicCommand_Trim) isTopicCommand_Op() {}
 
 // TopicPublish appends messages. The answer is TopicPublished.
 type TopicPublish struct {
@@ -909,6 +941,164 @@ func (*TopicPosition_Earliest) isTopicPosition_At() {}
 
 func (*TopicPosition_Latest) isTopicPosition_At() {}
 
+// TopicSetTopic changes the settings that are present.
+type TopicSetTopic struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Topic          uint64                 `protobuf:"varint,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	RetentionMs    *int64                 `protobuf:"varint,2,opt,name=retention_ms,json=retentionMs,proto3,oneof" json:"retention_ms,omitempty"`          // 0: for ever
+	RetentionBytes *uint64                `protobuf:"varint,3,opt,name=retention_bytes,json=retentionBytes,proto3,oneof" json:"retention_bytes,omitempty"` // 0: any number
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *TopicSetTopic) Reset() {
+	*x = TopicSetTopic{}
+	mi := &file_topic_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicSetTopic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicSetTopic) ProtoMessage() {}
+
+func (x *TopicSetTopic) ProtoReflect() protoreflect.Message {
+	mi := &file_topic_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicSetTopic.ProtoReflect.Descriptor instead.
+func (*TopicSetTopic) Descriptor() ([]byte, []int) {
+	return file_topic_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TopicSetTopic) GetTopic() uint64 {
+	if x != nil {
+		return x.Topic
+	}
+	return 0
+}
+
+func (x *TopicSetTopic) GetRetentionMs() int64 {
+	if x != nil && x.RetentionMs != nil {
+		return *x.RetentionMs
+	}
+	return 0
+}
+
+func (x *TopicSetTopic) GetRetentionBytes() uint64 {
+	if x != nil && x.RetentionBytes != nil {
+		return *x.RetentionBytes
+	}
+	return 0
+}
+
+// TopicTrim removes messages from the beginning of a log, whole batches that end at a byte or before it, some at a time. The answer is TopicTrimmed.
+type TopicTrim struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Topic         uint64                 `protobuf:"varint,1,opt,name=topic,proto3" json:"topic,omitempty"`
+	Byte          uint64                 `protobuf:"varint,2,opt,name=byte,proto3" json:"byte,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopicTrim) Reset() {
+	*x = TopicTrim{}
+	mi := &file_topic_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicTrim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicTrim) ProtoMessage() {}
+
+func (x *TopicTrim) ProtoReflect() protoreflect.Message {
+	mi := &file_topic_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicTrim.ProtoReflect.Descriptor instead.
+func (*TopicTrim) Descriptor() ([]byte, []int) {
+	return file_topic_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TopicTrim) GetTopic() uint64 {
+	if x != nil {
+		return x.Topic
+	}
+	return 0
+}
+
+func (x *TopicTrim) GetByte() uint64 {
+	if x != nil {
+		return x.Byte
+	}
+	return 0
+}
+
+type TopicTrimmed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	More          bool                   `protobuf:"varint,1,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopicTrimmed) Reset() {
+	*x = TopicTrimmed{}
+	mi := &file_topic_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopicTrimmed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopicTrimmed) ProtoMessage() {}
+
+func (x *TopicTrimmed) ProtoReflect() protoreflect.Message {
+	mi := &file_topic_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopicTrimmed.ProtoReflect.Descriptor instead.
+func (*TopicTrimmed) Descriptor() ([]byte, []int) {
+	return file_topic_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TopicTrimmed) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
 // TopicLeaseID names one delivery of one message.
 type TopicLeaseID struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -920,7 +1110,7 @@ type TopicLeaseID struct {
 
 func (x *TopicLeaseID) Reset() {
 	*x = TopicLeaseID{}
-	mi := &file_topic_proto_msgTypes[11]
+	mi := &file_topic_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -932,7 +1122,7 @@ func (x *TopicLeaseID) String() string {
 func (*TopicLeaseID) ProtoMessage() {}
 
 func (x *TopicLeaseID) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[11]
+	mi := &file_topic_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -945,7 +1135,7 @@ func (x *TopicLeaseID) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicLeaseID.ProtoReflect.Descriptor instead.
 func (*TopicLeaseID) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{11}
+	return file_topic_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *TopicLeaseID) GetOffset() uint64 {
@@ -974,7 +1164,7 @@ type TopicReader struct {
 
 func (x *TopicReader) Reset() {
 	*x = TopicReader{}
-	mi := &file_topic_proto_msgTypes[12]
+	mi := &file_topic_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -986,7 +1176,7 @@ func (x *TopicReader) String() string {
 func (*TopicReader) ProtoMessage() {}
 
 func (x *TopicReader) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[12]
+	mi := &file_topic_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -999,7 +1189,7 @@ func (x *TopicReader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicReader.ProtoReflect.Descriptor instead.
 func (*TopicReader) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{12}
+	return file_topic_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TopicReader) GetReader() uint64 {
@@ -1044,7 +1234,7 @@ type TopicTake struct {
 
 func (x *TopicTake) Reset() {
 	*x = TopicTake{}
-	mi := &file_topic_proto_msgTypes[13]
+	mi := &file_topic_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1246,7 @@ func (x *TopicTake) String() string {
 func (*TopicTake) ProtoMessage() {}
 
 func (x *TopicTake) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[13]
+	mi := &file_topic_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1259,7 @@ func (x *TopicTake) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicTake.ProtoReflect.Descriptor instead.
 func (*TopicTake) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{13}
+	return file_topic_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TopicTake) GetTopic() uint64 {
@@ -1116,7 +1306,7 @@ type TopicTaken struct {
 
 func (x *TopicTaken) Reset() {
 	*x = TopicTaken{}
-	mi := &file_topic_proto_msgTypes[14]
+	mi := &file_topic_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1318,7 @@ func (x *TopicTaken) String() string {
 func (*TopicTaken) ProtoMessage() {}
 
 func (x *TopicTaken) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[14]
+	mi := &file_topic_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1331,7 @@ func (x *TopicTaken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicTaken.ProtoReflect.Descriptor instead.
 func (*TopicTaken) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{14}
+	return file_topic_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TopicTaken) GetDeliveries() []*TopicDelivery {
@@ -1161,7 +1351,7 @@ type TopicDelivery struct {
 
 func (x *TopicDelivery) Reset() {
 	*x = TopicDelivery{}
-	mi := &file_topic_proto_msgTypes[15]
+	mi := &file_topic_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1363,7 @@ func (x *TopicDelivery) String() string {
 func (*TopicDelivery) ProtoMessage() {}
 
 func (x *TopicDelivery) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[15]
+	mi := &file_topic_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1376,7 @@ func (x *TopicDelivery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicDelivery.ProtoReflect.Descriptor instead.
 func (*TopicDelivery) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{15}
+	return file_topic_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *TopicDelivery) GetId() *TopicLeaseID {
@@ -1217,7 +1407,7 @@ type TopicSettle struct {
 
 func (x *TopicSettle) Reset() {
 	*x = TopicSettle{}
-	mi := &file_topic_proto_msgTypes[16]
+	mi := &file_topic_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1419,7 @@ func (x *TopicSettle) String() string {
 func (*TopicSettle) ProtoMessage() {}
 
 func (x *TopicSettle) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[16]
+	mi := &file_topic_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1432,7 @@ func (x *TopicSettle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicSettle.ProtoReflect.Descriptor instead.
 func (*TopicSettle) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{16}
+	return file_topic_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TopicSettle) GetTopic() uint64 {
@@ -1282,21 +1472,25 @@ func (x *TopicSettle) GetOutcome() TopicOutcome {
 
 // TopicState is a topic.
 type TopicState struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Dropped       bool                   `protobuf:"varint,1,opt,name=dropped,proto3" json:"dropped,omitempty"` // the id is never accepted again
-	NextOffset    uint64                 `protobuf:"varint,2,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
-	NextByte      uint64                 `protobuf:"varint,3,opt,name=next_byte,json=nextByte,proto3" json:"next_byte,omitempty"`          // the log's length
-	IndexedByte   uint64                 `protobuf:"varint,4,opt,name=indexed_byte,json=indexedByte,proto3" json:"indexed_byte,omitempty"` // where the last row of the offset index points
-	LastEpoch     uint64                 `protobuf:"varint,5,opt,name=last_epoch,json=lastEpoch,proto3" json:"last_epoch,omitempty"`       // of consumer groups
-	Groups        uint64                 `protobuf:"varint,6,opt,name=groups,proto3" json:"groups,omitempty"`
-	LastMs        int64                  `protobuf:"varint,7,opt,name=last_ms,json=lastMs,proto3" json:"last_ms,omitempty"` // of the last publish, log clock
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Dropped        bool                   `protobuf:"varint,1,opt,name=dropped,proto3" json:"dropped,omitempty"` // the id is never accepted again
+	NextOffset     uint64                 `protobuf:"varint,2,opt,name=next_offset,json=nextOffset,proto3" json:"next_offset,omitempty"`
+	NextByte       uint64                 `protobuf:"varint,3,opt,name=next_byte,json=nextByte,proto3" json:"next_byte,omitempty"`          // the log's length
+	IndexedByte    uint64                 `protobuf:"varint,4,opt,name=indexed_byte,json=indexedByte,proto3" json:"indexed_byte,omitempty"` // where the last row of the offset index points
+	LastEpoch      uint64                 `protobuf:"varint,5,opt,name=last_epoch,json=lastEpoch,proto3" json:"last_epoch,omitempty"`       // of consumer groups
+	Groups         uint64                 `protobuf:"varint,6,opt,name=groups,proto3" json:"groups,omitempty"`
+	LastMs         int64                  `protobuf:"varint,7,opt,name=last_ms,json=lastMs,proto3" json:"last_ms,omitempty"`                          // of the last publish, log clock
+	FirstOffset    uint64                 `protobuf:"varint,8,opt,name=first_offset,json=firstOffset,proto3" json:"first_offset,omitempty"`           // of the oldest message that is kept
+	FirstByte      uint64                 `protobuf:"varint,9,opt,name=first_byte,json=firstByte,proto3" json:"first_byte,omitempty"`                 // where it begins
+	RetentionMs    int64                  `protobuf:"varint,10,opt,name=retention_ms,json=retentionMs,proto3" json:"retention_ms,omitempty"`          // 0: for ever
+	RetentionBytes uint64                 `protobuf:"varint,11,opt,name=retention_bytes,json=retentionBytes,proto3" json:"retention_bytes,omitempty"` // 0: any number
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TopicState) Reset() {
 	*x = TopicState{}
-	mi := &file_topic_proto_msgTypes[17]
+	mi := &file_topic_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +1502,7 @@ func (x *TopicState) String() string {
 func (*TopicState) ProtoMessage() {}
 
 func (x *TopicState) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[17]
+	mi := &file_topic_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +1515,7 @@ func (x *TopicState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicState.ProtoReflect.Descriptor instead.
 func (*TopicState) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{17}
+	return file_topic_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TopicState) GetDropped() bool {
@@ -1373,6 +1567,34 @@ func (x *TopicState) GetLastMs() int64 {
 	return 0
 }
 
+func (x *TopicState) GetFirstOffset() uint64 {
+	if x != nil {
+		return x.FirstOffset
+	}
+	return 0
+}
+
+func (x *TopicState) GetFirstByte() uint64 {
+	if x != nil {
+		return x.FirstByte
+	}
+	return 0
+}
+
+func (x *TopicState) GetRetentionMs() int64 {
+	if x != nil {
+		return x.RetentionMs
+	}
+	return 0
+}
+
+func (x *TopicState) GetRetentionBytes() uint64 {
+	if x != nil {
+		return x.RetentionBytes
+	}
+	return 0
+}
+
 // TopicGroup is a consumer group.
 type TopicGroup struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -1388,13 +1610,14 @@ type TopicGroup struct {
 	Acked          uint64                 `protobuf:"varint,10,opt,name=acked,proto3" json:"acked,omitempty"`
 	Dead           uint64                 `protobuf:"varint,11,opt,name=dead,proto3" json:"dead,omitempty"`
 	CreatedMs      int64                  `protobuf:"varint,12,opt,name=created_ms,json=createdMs,proto3" json:"created_ms,omitempty"`
+	Expired        uint64                 `protobuf:"varint,13,opt,name=expired,proto3" json:"expired,omitempty"` // removed by the topic's retention before they were acknowledged
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TopicGroup) Reset() {
 	*x = TopicGroup{}
-	mi := &file_topic_proto_msgTypes[18]
+	mi := &file_topic_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1629,7 @@ func (x *TopicGroup) String() string {
 func (*TopicGroup) ProtoMessage() {}
 
 func (x *TopicGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[18]
+	mi := &file_topic_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1642,7 @@ func (x *TopicGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicGroup.ProtoReflect.Descriptor instead.
 func (*TopicGroup) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{18}
+	return file_topic_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TopicGroup) GetEpoch() uint64 {
@@ -1506,6 +1729,13 @@ func (x *TopicGroup) GetCreatedMs() int64 {
 	return 0
 }
 
+func (x *TopicGroup) GetExpired() uint64 {
+	if x != nil {
+		return x.Expired
+	}
+	return 0
+}
+
 // TopicFlight is a message in flight.
 type TopicFlight struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1519,7 +1749,7 @@ type TopicFlight struct {
 
 func (x *TopicFlight) Reset() {
 	*x = TopicFlight{}
-	mi := &file_topic_proto_msgTypes[19]
+	mi := &file_topic_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1761,7 @@ func (x *TopicFlight) String() string {
 func (*TopicFlight) ProtoMessage() {}
 
 func (x *TopicFlight) ProtoReflect() protoreflect.Message {
-	mi := &file_topic_proto_msgTypes[19]
+	mi := &file_topic_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1774,7 @@ func (x *TopicFlight) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopicFlight.ProtoReflect.Descriptor instead.
 func (*TopicFlight) Descriptor() ([]byte, []int) {
-	return file_topic_proto_rawDescGZIP(), []int{19}
+	return file_topic_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TopicFlight) GetLease() uint64 {
@@ -1579,7 +1809,7 @@ var File_topic_proto protoreflect.FileDescriptor
 
 const file_topic_proto_rawDesc = "" +
 	"\n" +
-	"\vtopic.proto\x12\rdc.command.v1\"\xb3\x04\n" +
+	"\vtopic.proto\x12\rdc.command.v1\"\xa0\x05\n" +
 	"\fTopicCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x127\n" +
 	"\apublish\x18\x02 \x01(\v2\x1b.dc.command.v1.TopicPublishH\x00R\apublish\x12.\n" +
@@ -1593,7 +1823,9 @@ const file_topic_proto_rawDesc = "" +
 	"seek_group\x18\b \x01(\v2\x1d.dc.command.v1.TopicSeekGroupH\x00R\tseekGroup\x12.\n" +
 	"\x04take\x18\t \x01(\v2\x18.dc.command.v1.TopicTakeH\x00R\x04take\x124\n" +
 	"\x06settle\x18\n" +
-	" \x01(\v2\x1a.dc.command.v1.TopicSettleH\x00R\x06settleB\x04\n" +
+	" \x01(\v2\x1a.dc.command.v1.TopicSettleH\x00R\x06settle\x12;\n" +
+	"\tset_topic\x18\v \x01(\v2\x1c.dc.command.v1.TopicSetTopicH\x00R\bsetTopic\x12.\n" +
+	"\x04trim\x18\f \x01(\v2\x18.dc.command.v1.TopicTrimH\x00R\x04trimB\x04\n" +
 	"\x02op\":\n" +
 	"\fTopicPublish\x12\x14\n" +
 	"\x05topic\x18\x01 \x01(\x04R\x05topic\x12\x14\n" +
@@ -1638,7 +1870,18 @@ const file_topic_proto_rawDesc = "" +
 	"\atime_ms\x18\x02 \x01(\x03H\x00R\x06timeMs\x12\x1c\n" +
 	"\bearliest\x18\x03 \x01(\bH\x00R\bearliest\x12\x18\n" +
 	"\x06latest\x18\x04 \x01(\bH\x00R\x06latestB\x04\n" +
-	"\x02at\"<\n" +
+	"\x02at\"\xa0\x01\n" +
+	"\rTopicSetTopic\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\x04R\x05topic\x12&\n" +
+	"\fretention_ms\x18\x02 \x01(\x03H\x00R\vretentionMs\x88\x01\x01\x12,\n" +
+	"\x0fretention_bytes\x18\x03 \x01(\x04H\x01R\x0eretentionBytes\x88\x01\x01B\x0f\n" +
+	"\r_retention_msB\x12\n" +
+	"\x10_retention_bytes\"5\n" +
+	"\tTopicTrim\x12\x14\n" +
+	"\x05topic\x18\x01 \x01(\x04R\x05topic\x12\x12\n" +
+	"\x04byte\x18\x02 \x01(\x04R\x04byte\"\"\n" +
+	"\fTopicTrimmed\x12\x12\n" +
+	"\x04more\x18\x01 \x01(\bR\x04more\"<\n" +
 	"\fTopicLeaseID\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x14\n" +
 	"\x05lease\x18\x02 \x01(\x04R\x05lease\"e\n" +
@@ -1668,7 +1911,7 @@ const file_topic_proto_rawDesc = "" +
 	"\x05group\x18\x02 \x01(\tR\x05group\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12-\n" +
 	"\x03ids\x18\x04 \x03(\v2\x1b.dc.command.v1.TopicLeaseIDR\x03ids\x125\n" +
-	"\aoutcome\x18\x05 \x01(\x0e2\x1b.dc.command.v1.TopicOutcomeR\aoutcome\"\xd7\x01\n" +
+	"\aoutcome\x18\x05 \x01(\x0e2\x1b.dc.command.v1.TopicOutcomeR\aoutcome\"\xe5\x02\n" +
 	"\n" +
 	"TopicState\x12\x18\n" +
 	"\adropped\x18\x01 \x01(\bR\adropped\x12\x1f\n" +
@@ -1679,7 +1922,13 @@ const file_topic_proto_rawDesc = "" +
 	"\n" +
 	"last_epoch\x18\x05 \x01(\x04R\tlastEpoch\x12\x16\n" +
 	"\x06groups\x18\x06 \x01(\x04R\x06groups\x12\x17\n" +
-	"\alast_ms\x18\a \x01(\x03R\x06lastMs\"\xf2\x02\n" +
+	"\alast_ms\x18\a \x01(\x03R\x06lastMs\x12!\n" +
+	"\ffirst_offset\x18\b \x01(\x04R\vfirstOffset\x12\x1d\n" +
+	"\n" +
+	"first_byte\x18\t \x01(\x04R\tfirstByte\x12!\n" +
+	"\fretention_ms\x18\n" +
+	" \x01(\x03R\vretentionMs\x12'\n" +
+	"\x0fretention_bytes\x18\v \x01(\x04R\x0eretentionBytes\"\x8c\x03\n" +
 	"\n" +
 	"TopicGroup\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x16\n" +
@@ -1697,7 +1946,8 @@ const file_topic_proto_rawDesc = "" +
 	" \x01(\x04R\x05acked\x12\x12\n" +
 	"\x04dead\x18\v \x01(\x04R\x04dead\x12\x1d\n" +
 	"\n" +
-	"created_ms\x18\f \x01(\x03R\tcreatedMs\"\x92\x01\n" +
+	"created_ms\x18\f \x01(\x03R\tcreatedMs\x12\x18\n" +
+	"\aexpired\x18\r \x01(\x04R\aexpired\"\x92\x01\n" +
 	"\vTopicFlight\x12\x14\n" +
 	"\x05lease\x18\x01 \x01(\x04R\x05lease\x12\x1e\n" +
 	"\n" +
@@ -1725,7 +1975,7 @@ func file_topic_proto_rawDescGZIP() []byte {
 }
 
 var file_topic_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_topic_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_topic_proto_goTypes = []any{
 	(TopicOutcome)(0),        // 0: dc.command.v1.TopicOutcome
 	(*TopicCommand)(nil),     // 1: dc.command.v1.TopicCommand
@@ -1739,15 +1989,18 @@ var file_topic_proto_goTypes = []any{
 	(*TopicSetGroup)(nil),    // 9: dc.command.v1.TopicSetGroup
 	(*TopicSeekGroup)(nil),   // 10: dc.command.v1.TopicSeekGroup
 	(*TopicPosition)(nil),    // 11: dc.command.v1.TopicPosition
-	(*TopicLeaseID)(nil),     // 12: dc.command.v1.TopicLeaseID
-	(*TopicReader)(nil),      // 13: dc.command.v1.TopicReader
-	(*TopicTake)(nil),        // 14: dc.command.v1.TopicTake
-	(*TopicTaken)(nil),       // 15: dc.command.v1.TopicTaken
-	(*TopicDelivery)(nil),    // 16: dc.command.v1.TopicDelivery
-	(*TopicSettle)(nil),      // 17: dc.command.v1.TopicSettle
-	(*TopicState)(nil),       // 18: dc.command.v1.TopicState
-	(*TopicGroup)(nil),       // 19: dc.command.v1.TopicGroup
-	(*TopicFlight)(nil),      // 20: dc.command.v1.TopicFlight
+	(*TopicSetTopic)(nil),    // 12: dc.command.v1.TopicSetTopic
+	(*TopicTrim)(nil),        // 13: dc.command.v1.TopicTrim
+	(*TopicTrimmed)(nil),     // 14: dc.command.v1.TopicTrimmed
+	(*TopicLeaseID)(nil),     // 15: dc.command.v1.TopicLeaseID
+	(*TopicReader)(nil),      // 16: dc.command.v1.TopicReader
+	(*TopicTake)(nil),        // 17: dc.command.v1.TopicTake
+	(*TopicTaken)(nil),       // 18: dc.command.v1.TopicTaken
+	(*TopicDelivery)(nil),    // 19: dc.command.v1.TopicDelivery
+	(*TopicSettle)(nil),      // 20: dc.command.v1.TopicSettle
+	(*TopicState)(nil),       // 21: dc.command.v1.TopicState
+	(*TopicGroup)(nil),       // 22: dc.command.v1.TopicGroup
+	(*TopicFlight)(nil),      // 23: dc.command.v1.TopicFlight
 }
 var file_topic_proto_depIdxs = []int32{
 	2,  // 0: dc.command.v1.TopicCommand.publish:type_name -> dc.command.v1.TopicPublish
@@ -1757,21 +2010,23 @@ var file_topic_proto_depIdxs = []int32{
 	8,  // 4: dc.command.v1.TopicCommand.drop_group:type_name -> dc.command.v1.TopicDropGroup
 	9,  // 5: dc.command.v1.TopicCommand.set_group:type_name -> dc.command.v1.TopicSetGroup
 	10, // 6: dc.command.v1.TopicCommand.seek_group:type_name -> dc.command.v1.TopicSeekGroup
-	14, // 7: dc.command.v1.TopicCommand.take:type_name -> dc.command.v1.TopicTake
-	17, // 8: dc.command.v1.TopicCommand.settle:type_name -> dc.command.v1.TopicSettle
-	11, // 9: dc.command.v1.TopicSeekGroup.to:type_name -> dc.command.v1.TopicPosition
-	12, // 10: dc.command.v1.TopicTake.ack:type_name -> dc.command.v1.TopicLeaseID
-	13, // 11: dc.command.v1.TopicTake.reader:type_name -> dc.command.v1.TopicReader
-	16, // 12: dc.command.v1.TopicTaken.deliveries:type_name -> dc.command.v1.TopicDelivery
-	12, // 13: dc.command.v1.TopicDelivery.id:type_name -> dc.command.v1.TopicLeaseID
-	12, // 14: dc.command.v1.TopicSettle.ids:type_name -> dc.command.v1.TopicLeaseID
-	0,  // 15: dc.command.v1.TopicSettle.outcome:type_name -> dc.command.v1.TopicOutcome
-	13, // 16: dc.command.v1.TopicFlight.reader:type_name -> dc.command.v1.TopicReader
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	17, // 7: dc.command.v1.TopicCommand.take:type_name -> dc.command.v1.TopicTake
+	20, // 8: dc.command.v1.TopicCommand.settle:type_name -> dc.command.v1.TopicSettle
+	12, // 9: dc.command.v1.TopicCommand.set_topic:type_name -> dc.command.v1.TopicSetTopic
+	13, // 10: dc.command.v1.TopicCommand.trim:type_name -> dc.command.v1.TopicTrim
+	11, // 11: dc.command.v1.TopicSeekGroup.to:type_name -> dc.command.v1.TopicPosition
+	15, // 12: dc.command.v1.TopicTake.ack:type_name -> dc.command.v1.TopicLeaseID
+	16, // 13: dc.command.v1.TopicTake.reader:type_name -> dc.command.v1.TopicReader
+	19, // 14: dc.command.v1.TopicTaken.deliveries:type_name -> dc.command.v1.TopicDelivery
+	15, // 15: dc.command.v1.TopicDelivery.id:type_name -> dc.command.v1.TopicLeaseID
+	15, // 16: dc.command.v1.TopicSettle.ids:type_name -> dc.command.v1.TopicLeaseID
+	0,  // 17: dc.command.v1.TopicSettle.outcome:type_name -> dc.command.v1.TopicOutcome
+	16, // 18: dc.command.v1.TopicFlight.reader:type_name -> dc.command.v1.TopicReader
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_topic_proto_init() }
@@ -1789,6 +2044,8 @@ func file_topic_proto_init() {
 		(*TopicCommand_SeekGroup)(nil),
 		(*TopicCommand_Take)(nil),
 		(*TopicCommand_Settle)(nil),
+		(*TopicCommand_SetTopic)(nil),
+		(*TopicCommand_Trim)(nil),
 	}
 	file_topic_proto_msgTypes[8].OneofWrappers = []any{}
 	file_topic_proto_msgTypes[10].OneofWrappers = []any{
@@ -1797,13 +2054,14 @@ func file_topic_proto_init() {
 		(*TopicPosition_Earliest)(nil),
 		(*TopicPosition_Latest)(nil),
 	}
+	file_topic_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_topic_proto_rawDesc), len(file_topic_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -93,11 +93,11 @@ func seekGroup(tx storage.Tx, c *command.TopicSeekGroup) error {
 	old := g.Epoch
 	switch at := c.To.GetAt().(type) {
 	case *command.TopicPosition_Offset:
-		g.Cursor = min(at.Offset, st.NextOffset)
+		g.Cursor = max(st.FirstOffset, min(at.Offset, st.NextOffset))
 	case *command.TopicPosition_TimeMs:
 		g.Cursor = Find(tx, c.Topic, st, at.TimeMs)
 	case *command.TopicPosition_Earliest:
-		g.Cursor = 0
+		g.Cursor = st.FirstOffset
 	case *command.TopicPosition_Latest:
 		g.Cursor = st.NextOffset
 	default:
@@ -129,6 +129,7 @@ func take(tx storage.Tx, c *command.TopicTake) ([]byte, error) {
 		}
 	}
 	out := &command.TopicTaken{}
+	expired := g.Expired
 	for uint32(len(out.Deliveries)) < c.Count {
 		offset, deliveries, ok := pick(tx, c.Topic, st, g)
 		if !ok {
@@ -144,7 +145,7 @@ func take(tx storage.Tx, c *command.TopicTake) ([]byte, error) {
 			Id: &command.TopicLeaseID{Offset: offset, Lease: g.LastLease}, Deliveries: deliveries,
 		})
 	}
-	if len(out.Deliveries) > 0 || len(c.Ack) > 0 {
+	if len(out.Deliveries) > 0 || len(c.Ack) > 0 || g.Expired != expired {
 		store(tx, groupKey(c.Topic, c.Group), g)
 	}
 	return encode(out), nil
@@ -155,7 +156,10 @@ func pick(tx storage.Tx, topic uint64, st *command.TopicState, g *command.TopicG
 	prefix := key(rowReturned, topic, g.Epoch)
 	if g.Returned > 0 {
 		for k := range tx.Scan(storage.Span{Start: prefix, End: tuple.PrefixEnd(prefix), KeysOnly: true}) {
-			offset = last(k)
+			if offset = last(k); offset < st.FirstOffset {
+				forgo(tx, topic, g, offset)
+				continue
+			}
 			tx.Delete(bytes.Clone(k))
 			g.Returned--
 			var f command.TopicFlight
@@ -163,6 +167,7 @@ func pick(tx storage.Tx, topic uint64, st *command.TopicState, g *command.TopicG
 			return offset, f.Deliveries, true
 		}
 	}
+	catchUp(st, g)
 	if g.Cursor >= st.NextOffset || g.InFlight >= dc.MaxTopicInFlight {
 		return 0, 0, false
 	}
@@ -256,5 +261,5 @@ func bury(tx storage.Tx, topic uint64, g *command.TopicGroup, offset uint64) {
 	}
 	appendLines(tx, g.DeadLetter, st, append(value, '\n'))
 	store(tx, key(rowState, g.DeadLetter), st)
-	tx.Emit(Published{Topic: g.DeadLetter, Count: 1})
+	tx.Emit(Published{Topic: g.DeadLetter, Count: 1, End: st.NextByte, Ms: st.LastMs})
 }

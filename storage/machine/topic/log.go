@@ -64,7 +64,7 @@ func appendLines(tx storage.Tx, topic uint64, st *command.TopicState, lines []by
 		}
 		b.lines, lines = lines[:n], lines[n:]
 		tx.Set(key(rowBatch, topic, b.at), b.encode())
-		if b.at == 0 || b.at >= st.IndexedByte+indexBytes {
+		if b.at == st.FirstByte || b.at >= st.IndexedByte+indexBytes {
 			tx.Set(key(rowOffset, topic, b.first), tuple.AppendUint(nil, b.at))
 			st.IndexedByte = b.at
 		}
@@ -87,16 +87,18 @@ func scan(rd storage.Reader, topic, at uint64, yield func(batch) bool) {
 	}
 }
 
-// locate finds a byte at or before the batch of a message, near it.
+// locate finds a byte at or before the batch of a message, near it, or the first that is kept.
 func locate(rd storage.Reader, topic, offset uint64) uint64 {
 	for _, v := range rd.Scan(storage.Span{Start: key(rowOffset, topic), End: key(rowOffset, topic, offset+1), Reverse: true}) {
 		at, _, _ := tuple.TakeUint(v)
 		return at
 	}
-	return 0
+	st := &command.TopicState{}
+	load(rd, key(rowState, topic), st)
+	return st.FirstByte
 }
 
-// Bytes reads up to maxBytes of a topic's log from byte at on; fewer only at its end.
+// Bytes reads up to maxBytes of a topic's log from byte at on, which must be kept still; fewer only at its end.
 func Bytes(rd storage.Reader, topic, at uint64, maxBytes int) []byte {
 	var out []byte
 	scan(rd, topic, at, func(b batch) bool {
@@ -156,16 +158,22 @@ func message(rd storage.Reader, topic, offset uint64) (value []byte, ok bool) {
 
 // Find gives the offset of the first message published at a time or later; the end of the log if there is none.
 func Find(rd storage.Reader, topic uint64, st *command.TopicState, timeMs int64) uint64 {
-	low, high := uint64(0), st.NextByte // batches before low are too old, those from high on are not
-	found := st.NextOffset
+	_, offset := find(rd, topic, st, timeMs)
+	return offset
+}
+
+// find gives the byte and the offset at which the first batch of a time or later begins; the end of the log if there is none.
+func find(rd storage.Reader, topic uint64, st *command.TopicState, timeMs int64) (at, offset uint64) {
+	low, high := st.FirstByte, st.NextByte // batches before low are too old, those from high on are not
+	at, offset = high, st.NextOffset
 	for low < high {
 		var b batch
 		scan(rd, topic, low+(high-low)/2, func(x batch) bool { b = x; b.lines = bytes.Clone(x.lines); return false })
 		if b.timeMs < timeMs {
 			low = b.end()
 		} else {
-			high, found = b.at, b.first
+			high, at, offset = b.at, b.at, b.first
 		}
 	}
-	return found
+	return at, offset
 }

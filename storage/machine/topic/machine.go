@@ -21,6 +21,8 @@ type (
 	Published struct {
 		Topic uint64
 		Count uint64 // messages
+		End   uint64 // the log's length in bytes, removed ones included
+		Ms    int64  // when, log clock
 	}
 	// Leased tells of a delivery.
 	Leased struct {
@@ -85,6 +87,10 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 		return take(tx, op.Take)
 	case *command.TopicCommand_Settle:
 		return nil, settle(tx, op.Settle)
+	case *command.TopicCommand_SetTopic:
+		return nil, setTopic(tx, op.SetTopic)
+	case *command.TopicCommand_Trim:
+		return trim(tx, op.Trim)
 	}
 	panic(fmt.Sprintf("topic: unknown command %T", c.Op))
 }
@@ -152,7 +158,7 @@ func publish(tx storage.Tx, c *command.TopicPublish) ([]byte, error) {
 	appendLines(tx, c.Topic, st, c.Lines)
 	store(tx, key(rowState, c.Topic), st)
 	count := st.NextOffset - first
-	tx.Emit(Published{Topic: c.Topic, Count: count})
+	tx.Emit(Published{Topic: c.Topic, Count: count, End: st.NextByte, Ms: st.LastMs})
 	return encode(&command.TopicPublished{First: first, Count: count, End: st.NextByte}), nil
 }
 
@@ -161,8 +167,8 @@ func drop(tx storage.Tx, c *command.TopicDrop) error {
 	if err != nil {
 		return err
 	}
-	if c.OnlyIfEmpty && (st.NextOffset > 0 || st.Groups > 0) {
-		return dc.Errorf(dc.NotEmpty, "topic.drop", "", "the topic has %d messages and %d consumer groups; echo drop > .dc/ctl removes it with them", st.NextOffset, st.Groups)
+	if messages := st.NextOffset - st.FirstOffset; c.OnlyIfEmpty && (messages > 0 || st.Groups > 0) {
+		return dc.Errorf(dc.NotEmpty, "topic.drop", "", "the topic has %d messages and %d consumer groups; echo drop > .dc/ctl removes it with them", messages, st.Groups)
 	}
 	store(tx, key(rowState, c.Topic), &command.TopicState{Dropped: true})
 	tx.Set(key(rowSweep, c.Topic, 0), nil)

@@ -21,6 +21,7 @@ func Group(rd storage.Reader, op string, topic uint64, name string) (GroupInfo, 
 	if err != nil {
 		return GroupInfo{}, err
 	}
+	catchUp(st, g)
 	info := GroupInfo{TopicGroup: g, Offset: g.Cursor, Lag: st.NextOffset - g.Cursor + g.InFlight}
 	info.Ready = g.Returned > 0 || g.Cursor < st.NextOffset && g.InFlight < dc.MaxTopicInFlight
 	prefix := key(rowFlight, topic, g.Epoch)
