@@ -27,6 +27,8 @@ type DataConfig struct {
 	Store BlockStore
 	// Nodes gives the nodes whose stores take blocks, in any order, this one among them. Default: those that hold the data group.
 	Nodes func() []dc.NodeID
+	// Domain tells what a node fails together with. A block's nodes share zones, and racks in a zone, as little as those that answer allow. Default: nothing.
+	Domain func(dc.NodeID) (zone, rack string)
 }
 
 // Data is the client of /dc/data: metadata on the leader of the data group, blocks on the nodes. Close waits for writes to slow replicas.

@@ -92,35 +92,70 @@ func (d *Data) nodes() []dc.NodeID {
 	return d.c.cfg.Directory.Replicas(g)
 }
 
-// candidates orders the nodes for a new block: this one, then the others in random order, then suspects, then those that had no room a moment ago.
+// candidates orders the nodes for a new block: this one, then the others in random order, then suspects, then those that had no room a moment ago. Of equals, those
+// come first that fail together least.
 func (d *Data) candidates() []dc.NodeID {
 	nodes := slices.Clone(d.nodes())
 	rand.Shuffle(len(nodes), func(i, j int) { nodes[i], nodes[j] = nodes[j], nodes[i] })
-	d.order(nodes)
-	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int {
-		switch fullA, fullB := d.suspect.isFull(a), d.suspect.isFull(b); {
-		case fullA == fullB:
-			return 0
-		case fullA:
-			return 1
+	class := make(map[dc.NodeID]int, len(nodes))
+	for _, n := range nodes {
+		class[n] = d.rank(n)
+		if d.suspect.isFull(n) {
+			class[n] = rankFull
 		}
-		return -1
-	})
+	}
+	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int { return class[a] - class[b] })
+	if d.cfg.Domain != nil {
+		d.spread(nodes, class)
+	}
 	return nodes
+}
+
+// spread puts nodes of one class that share least with those before them before the others, for as many as a block has.
+func (d *Data) spread(nodes []dc.NodeID, class map[dc.NodeID]int) {
+	shared := func(n dc.NodeID, before []dc.NodeID) (pairs int) {
+		zone, rack := d.cfg.Domain(n)
+		for _, o := range before {
+			if z, r := d.cfg.Domain(o); z == zone {
+				if pairs += replicas; r == rack { // a zone counts for more than all racks
+					pairs++
+				}
+			}
+		}
+		return pairs
+	}
+	for i := 1; i < min(replicas, len(nodes)); i++ {
+		best, least := i, shared(nodes[i], nodes[:i])
+		for j := i + 1; j < len(nodes) && least > 0 && (class[nodes[j]] == class[nodes[i]]); j++ {
+			if s := shared(nodes[j], nodes[:i]); s < least {
+				best, least = j, s
+			}
+		}
+		nodes[i], nodes[best] = nodes[best], nodes[i]
+	}
+}
+
+// The order in which nodes are asked.
+const (
+	rankSelf = iota
+	rankOther
+	rankSuspect
+	rankFull
+)
+
+func (d *Data) rank(n dc.NodeID) int {
+	switch {
+	case n == d.c.Node() && d.cfg.Store != nil:
+		return rankSelf
+	case d.suspect.has(n):
+		return rankSuspect
+	}
+	return rankOther
 }
 
 // order puts this node first and suspects last.
 func (d *Data) order(nodes []dc.NodeID) {
-	rank := func(n dc.NodeID) int {
-		switch {
-		case n == d.c.Node() && d.cfg.Store != nil:
-			return 0
-		case d.suspect.has(n):
-			return 2
-		}
-		return 1
-	}
-	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int { return rank(a) - rank(b) })
+	slices.SortStableFunc(nodes, func(a, b dc.NodeID) int { return d.rank(a) - d.rank(b) })
 }
 
 // WriteBlock stores data, which nobody may change afterwards, as a new block on three nodes, or as many as there are, and tells where it is.

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 	"missingos/srv/dcpb"
 )
 
-// Space tells what the files take and how much more there is room for: what the stores have free, divided by the replicas.
+// Space tells what the files take and how much more there is room for, three times over on different nodes.
 // The stores are asked every few seconds at most; those that do not answer count nothing.
 func (d *Data) Space(ctx context.Context) (file.Space, error) {
 	d.suspect.mu.Lock()
@@ -62,18 +63,33 @@ func (d *Data) freeBytes(ctx context.Context) int64 {
 	}
 	wg.Wait()
 	close(answers)
-	var sum, count int64
-	least := int64(math.MaxInt64)
-	for free := range answers {
-		sum += free
-		least = min(least, free)
-		count++
+	var free []int64
+	for f := range answers {
+		free = append(free, max(f, 0))
 	}
-	switch {
-	case count == 0:
+	room := roomFor(free, replicas)
+	if len(free) > 0 && len(nodes) > len(asked) {
+		room = room / int64(len(asked)) * int64(len(nodes))
+	}
+	return room
+}
+
+// roomFor is how many bytes there is room for on nodes with free bytes each, when every byte is on as many different nodes as copies says, or on all if there are
+// fewer. Of j copies the j emptiest nodes may hold all; the other copies must fit into the rest, for each j.
+func roomFor(free []int64, copies int) int64 {
+	if len(free) == 0 {
 		return 0
-	case len(nodes) <= replicas:
-		return least // every block is on every node, so the fullest decides
 	}
-	return sum / count * int64(len(nodes)) / replicas
+	copies = min(copies, len(free))
+	free = slices.Sorted(slices.Values(free))
+	rest := int64(0)
+	for _, f := range free {
+		rest += f
+	}
+	room := int64(math.MaxInt64)
+	for j := range copies {
+		room = min(room, rest/int64(copies-j))
+		rest -= free[len(free)-1-j]
+	}
+	return room
 }

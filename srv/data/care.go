@@ -95,6 +95,7 @@ type care struct {
 
 	mu     sync.Mutex
 	known  map[dc.NodeID]Member                // members, for status
+	holds  map[dc.NodeID]int64                 // bytes that nodes should hold by the last round and what was moved since
 	noted  map[file.BlockID]map[dc.NodeID]bool // reported: to be looked at, with the nodes whose copies are in doubt
 	status counts
 }

@@ -44,6 +44,7 @@ func (c *care) round(ctx context.Context) error {
 		c.queue[i] = nil
 	}
 	n, began := counts{copies: map[int]uint64{}, wanted: c.wanted()}, time.Now()
+	holds := map[dc.NodeID]int64{}
 	for from := (file.BlockID{}); ; {
 		page, err := c.page(ctx, c.members, from, nil, scanPage)
 		if err != nil {
@@ -56,6 +57,9 @@ func (c *care) round(ctx context.Context) error {
 		for _, h := range page {
 			from = h.Block
 			c.count(&n, h)
+			for _, node := range h.Nodes {
+				holds[node] += int64(h.Bytes)
+			}
 			c.enqueue(h)
 		}
 		if len(page) < scanPage {
@@ -66,6 +70,7 @@ func (c *care) round(ctx context.Context) error {
 		}
 	}
 	c.mu.Lock()
+	c.holds = holds
 	s := &c.status
 	s.blocks, s.bytes, s.copies, s.lost, s.lostBlocks, s.short, s.wanted = n.blocks, n.bytes, n.copies, n.lost, n.lostBlocks, n.short, n.wanted
 	s.counted, s.countTook = time.Now(), time.Since(began)

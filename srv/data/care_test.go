@@ -328,7 +328,23 @@ func TestBlocksMoveToANewNodeUntilTheDifferenceIsSmall(t *testing.T) {
 		}
 		return most-least < 8*dc.MiB/10
 	})
-	if s := c.Store(4).Stats(); s.Blocks == 0 {
-		t.Fatal("nothing has moved")
+	s, err := c.Client(1).Care(as(t, 1))
+	if err != nil || s.Done == 0 || s.Done > 40*3/4 {
+		t.Fatalf("%d of 120 copies have moved, a quarter is enough; %v", s.Done, err)
+	}
+}
+
+func TestAFullNodeIsPassedOverAndOthersTakeItsBlocks(t *testing.T) {
+	c := datatest.New(t, 4, datatest.Care(-1), datatest.StoreBytesOf(3, 200_000))
+	a := create(t, c, "f")
+	for i := range 12 {
+		l := write(t, c, 2, a.Ino, int64(i)*100_000, noise(uint64(i), 100_000))
+		if len(l.Nodes) < 3 {
+			t.Fatalf("block %d is on %v", i, l.Nodes)
+		}
+	}
+	space, err := c.Client(1).Space(as(t, 1))
+	if err != nil || space.Free == 0 {
+		t.Fatalf("space %+v, %v", space, err)
 	}
 }

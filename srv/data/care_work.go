@@ -197,6 +197,7 @@ func (c *care) do(ctx context.Context, b *batch) error {
 		for i, t := range moved {
 			if i < len(res.Moved) && res.Moved[i] {
 				done = append(done, t)
+				c.held(t)
 			} // else the row has changed meanwhile: the block is gone, or the next round looks again
 		}
 	}
@@ -207,6 +208,21 @@ func (c *care) do(ctx context.Context, b *batch) error {
 	}
 	c.tally(done, len(errs))
 	return errors.Join(errs[:min(len(errs), 3)]...)
+}
+
+// held notes who should hold a block now.
+func (c *care) held(t task) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.holds == nil {
+		return
+	}
+	for _, n := range t.was {
+		c.holds[n] -= int64(t.bytes)
+	}
+	for _, n := range t.now {
+		c.holds[n] += int64(t.bytes)
+	}
 }
 
 func (c *care) relocate(ctx context.Context, m *command.DataRelocate) (*command.DataResult, error) {

@@ -25,10 +25,13 @@ const (
 	scrubIdle = time.Minute
 )
 
+// blocksReserve is what blocks leave free on the disk: more than the node's reserve, so that a disk full of blocks stops no group from growing.
+func blocksReserve(reserve uint64) int64 { return int64(reserve + min(reserve/4, dc.GiB)) }
+
 // openData opens the block store, its service, and what is on top of both: /dc/data.
 func (n *Node) openData(r *rooms) error {
 	store, err := block.Open(block.Config{
-		Dir: filepath.Join(n.cfg.Dir, blocksDir), Node: n.id.Node, ReserveBytes: int64(n.space.limit()), MaxBytes: n.cfg.StoreBytes, Fatal: n.cfg.Fatal, Log: n.log,
+		Dir: filepath.Join(n.cfg.Dir, blocksDir), Node: n.id.Node, ReserveBytes: blocksReserve(n.space.limit()), MaxBytes: n.cfg.StoreBytes, Fatal: n.cfg.Fatal, Log: n.log,
 	})
 	if err != nil {
 		return err
@@ -37,7 +40,7 @@ func (n *Node) openData(r *rooms) error {
 	n.blocks = store
 	blocks := data.NewBlocks(store)
 	r.register = append(r.register, blocks.Register)
-	files := client.NewData(n.client, client.DataConfig{Store: store, Nodes: n.directory.takers})
+	files := client.NewData(n.client, client.DataConfig{Store: store, Nodes: n.directory.takers, Domain: n.directory.domain})
 	blocks.SetPeers(files)
 	n.files = files
 	tree := datafs.New(datafs.Config{Service: files, Door: r.mount.Door, Node: n.id.Node, Log: n.log})
@@ -114,6 +117,12 @@ func (n *Node) members(ctx context.Context) ([]data.Member, error) {
 		})
 	}
 	return all, nil
+}
+
+// domain tells what a node fails together with.
+func (d *directory) domain(n dc.NodeID) (zone, rack string) {
+	rec, _ := d.node(n)
+	return rec.GetLabels()["zone"], rec.GetLabels()["rack"]
 }
 
 // takers lists the nodes that new blocks may be given to.

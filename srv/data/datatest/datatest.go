@@ -63,6 +63,7 @@ type Option func(*options)
 type options struct {
 	grace time.Duration
 	bytes int64
+	only  map[dc.NodeID]int64
 	rate  int64 // of the care for blocks; 0: none
 }
 
@@ -71,6 +72,16 @@ func Grace(d time.Duration) Option { return func(o *options) { o.grace = d } }
 
 // StoreBytes bounds each block store.
 func StoreBytes(n int64) Option { return func(o *options) { o.bytes = n } }
+
+// StoreBytesOf bounds one node's block store.
+func StoreBytesOf(node dc.NodeID, n int64) Option {
+	return func(o *options) {
+		if o.only == nil {
+			o.only = map[dc.NodeID]int64{}
+		}
+		o.only[node] = n
+	}
+}
 
 // Care has blocks cared for, at a number of bytes a second; less than 0 is no limit. See [Cluster.Say].
 func Care(rate int64) Option { return func(o *options) { o.rate = rate } }
@@ -86,8 +97,12 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 	c.dir = t.TempDir()
 	for i := range n {
 		id := dc.NodeID(i + 1)
+		most := o.bytes
+		if n, ok := o.only[id]; ok {
+			most = n
+		}
 		store, err := block.Open(block.Config{
-			Dir: c.Dir(id), Node: id, MaxBytes: o.bytes, ReserveBytes: 1,
+			Dir: c.Dir(id), Node: id, MaxBytes: most, ReserveBytes: 1,
 		})
 		if err != nil {
 			t.Fatal(err)
