@@ -54,7 +54,7 @@ func (c *care) balance(ctx context.Context) bool {
 		}
 		for _, h := range page {
 			c.balanceAt = h.Block
-			if t, ok := c.shift(h, full, empty); ok && left >= int64(t.bytes)/2 {
+			if t, ok := c.shift(h, full, empty); ok && left >= int64(t.bytes) { // a block more than that would only change places
 				left -= int64(t.bytes)
 				c.queue[classBalance] = append(c.queue[classBalance], t)
 			}

@@ -334,6 +334,32 @@ func TestBlocksMoveToANewNodeUntilTheDifferenceIsSmall(t *testing.T) {
 	}
 }
 
+func TestBlocksThatAreLargeBesideTheStoresDoNotMoveForEver(t *testing.T) {
+	c := datatest.New(t, 4, datatest.Care(-1), datatest.StoreBytes(10*dc.MiB))
+	c.Cut(4, true)
+	c.Say(4, srvdata.Member{})
+	a := create(t, c, "f")
+	for i := range 6 {
+		write(t, c, 1, a.Ino, int64(i)<<20, noise(uint64(i), 1<<20))
+	}
+	c.Cut(4, false)
+	c.Say(4, srvdata.Member{Up: true})
+	done := uint64(0)
+	same := 0
+	wait(t, "nothing moves any more", func() bool {
+		s, err := c.Client(1).Care(as(t, 1))
+		if err != nil || s.Done == 0 || s.Done != done || s.Doing != "" {
+			done, same = s.GetDone(), 0
+			return false
+		}
+		same++
+		return same > 150 // longer than balance waits between looks
+	})
+	if done > 4 {
+		t.Fatalf("%d copies have moved, 4 are enough", done)
+	}
+}
+
 func TestAFullNodeIsPassedOverAndOthersTakeItsBlocks(t *testing.T) {
 	c := datatest.New(t, 4, datatest.Care(-1), datatest.StoreBytesOf(3, 200_000))
 	a := create(t, c, "f")

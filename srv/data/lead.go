@@ -167,7 +167,9 @@ func (s *Service) collect(ctx context.Context, r replica.Replica, t *term) (clea
 		if err := s.collectAt(ctx, r, n, t.care != nil && t.care.hasRemoved(n)); err != nil {
 			clean = false
 			t.quiet[n] = time.Now().Add(deleteBackoff)
-			errs = append(errs, err)
+			if !errors.Is(err, dc.Busy) { // it keeps what it has just fetched, for a while
+				errs = append(errs, err)
+			}
 		}
 	}
 	return clean, errors.Join(errs...)

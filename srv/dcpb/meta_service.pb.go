@@ -839,6 +839,7 @@ type MetaHeartbeatReply struct {
 	Removed       bool                   `protobuf:"varint,2,opt,name=removed,proto3" json:"removed,omitempty"`                             // the node is no longer of this cluster
 	Moves         []*MetaMove            `protobuf:"bytes,3,rep,name=moves,proto3" json:"moves,omitempty"`                                  // leaderships that the node should hand over
 	FullNodes     []uint64               `protobuf:"varint,5,rep,packed,name=full_nodes,json=fullNodes,proto3" json:"full_nodes,omitempty"` // nodes whose disk has reached its reserve
+	DownNodes     []uint64               `protobuf:"varint,6,rep,packed,name=down_nodes,json=downNodes,proto3" json:"down_nodes,omitempty"` // nodes that have not been heard of lately
 	Drop          []uint64               `protobuf:"varint,4,rep,packed,name=drop,proto3" json:"drop,omitempty"`                            // groups that work without the replica that the node has: it may be destroyed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -898,6 +899,13 @@ func (x *MetaHeartbeatReply) GetMoves() []*MetaMove {
 func (x *MetaHeartbeatReply) GetFullNodes() []uint64 {
 	if x != nil {
 		return x.FullNodes
+	}
+	return nil
+}
+
+func (x *MetaHeartbeatReply) GetDownNodes() []uint64 {
+	if x != nil {
+		return x.DownNodes
 	}
 	return nil
 }
@@ -2447,14 +2455,16 @@ const file_meta_service_proto_rawDesc = "" +
 	"\n" +
 	"MetaMember\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\x04R\x04node\x12\x14\n" +
-	"\x05voter\x18\x02 \x01(\bR\x05voter\"\xa9\x01\n" +
+	"\x05voter\x18\x02 \x01(\bR\x05voter\"\xc8\x01\n" +
 	"\x12MetaHeartbeatReply\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12\x18\n" +
 	"\aremoved\x18\x02 \x01(\bR\aremoved\x12%\n" +
 	"\x05moves\x18\x03 \x03(\v2\x0f.dc.v1.MetaMoveR\x05moves\x12\x1d\n" +
 	"\n" +
-	"full_nodes\x18\x05 \x03(\x04R\tfullNodes\x12\x12\n" +
+	"full_nodes\x18\x05 \x03(\x04R\tfullNodes\x12\x1d\n" +
+	"\n" +
+	"down_nodes\x18\x06 \x03(\x04R\tdownNodes\x12\x12\n" +
 	"\x04drop\x18\x04 \x03(\x04R\x04drop\"0\n" +
 	"\bMetaMove\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12\x0e\n" +

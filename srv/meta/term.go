@@ -340,6 +340,11 @@ func (s *Service) Heartbeat(_ context.Context, req *dcpb.MetaHeartbeatRequest) (
 			reply.FullNodes = append(reply.FullNodes, uint64(n))
 		}
 	}
+	for n, removed := range t.removed {
+		if !removed && t.silentLocked(n) >= downAfter {
+			reply.DownNodes = append(reply.DownNodes, uint64(n))
+		}
+	}
 	if first {
 		t.wake()
 	}

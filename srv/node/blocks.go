@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"missingos/fs/datafs"
@@ -125,15 +126,30 @@ func (d *directory) domain(n dc.NodeID) (zone, rack string) {
 	return rec.GetLabels()["zone"], rec.GetLabels()["rack"]
 }
 
-// takers lists the nodes that new blocks may be given to.
+// hearDown notes which nodes meta's leader has not heard of lately.
+func (d *directory) hearDown(nodes []uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.down = nodes
+}
+
+// takers lists the nodes that new blocks may be given to. What is said to be down may be up by now, so it is left out only while there are enough others.
 func (d *directory) takers() []dc.NodeID {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	all := make([]dc.NodeID, 0, len(d.nodes))
+	var down []dc.NodeID
 	for id, n := range d.nodes {
-		if !n.Removed && !n.Drain {
+		switch {
+		case n.Removed || n.Drain:
+		case id != d.self && slices.Contains(d.down, uint64(id)):
+			down = append(down, id)
+		default:
 			all = append(all, id)
 		}
+	}
+	if len(all) < file.Replicas {
+		all = append(all, down...)
 	}
 	return all
 }

@@ -57,6 +57,7 @@ type directory struct {
 	nodes     map[dc.NodeID]*dcpb.MetaMapNode
 	heard     map[dc.NodeID]string // addresses that nodes gave themselves, since their record last changed its
 	groups    map[dc.GroupID]*dcpb.MetaMapGroup
+	down      []uint64      // nodes that meta's leader has not heard of lately
 	changed   chan struct{} // closed and replaced at every change
 	confirmed time.Time     // when meta's leader last said that version is current
 	behind    time.Time     // since when its answers name a newer version; zero if not

@@ -35,6 +35,7 @@ func (n *Node) beats(ctx context.Context) error {
 		default:
 			n.directory.confirm(reply.MapVersion)
 			n.space.hear(slices.DeleteFunc(reply.FullNodes, func(id uint64) bool { return id == uint64(n.id.Node) })) // of itself it knows better
+			n.directory.hearDown(reply.DownNodes)
 			for _, move := range reply.Moves {
 				moving.Go(func() { n.handOver(ctx, dc.GroupID(move.Group), dc.NodeID(move.To)) })
 			}
