@@ -52,7 +52,23 @@ func control(s Store, t client.Descriptor) synth.Dir {
 }
 
 func ctl(s Store, t client.Descriptor) synth.CtlSpec {
-	return synth.CtlSpec{Commands: []synth.Command{{
+	return synth.CtlSpec{Settings: func(ctx context.Context) ([]byte, error) {
+		st, err := s.TableStat(ctx, t)
+		ttl := "unlimited"
+		if st.TTL > 0 {
+			ttl = st.TTL.String()
+		}
+		return fmt.Appendf(nil, "ttl %s\n", ttl), err
+	}, Commands: []synth.Command{{
+		Name: "ttl", Usage: "DURATION|unlimited",
+		Do: func(ctx context.Context, args []string) error {
+			ttl, err := synth.Duration(strings.Join(args, " "), dc.MaxKVTTL)
+			if err != nil {
+				return err
+			}
+			return s.SetTableTTL(ctx, t, ttl)
+		},
+	}, {
 		Name: "drop",
 		Do: func(ctx context.Context, args []string) error {
 			if len(args) > 0 {

@@ -314,3 +314,17 @@ func TestTransactions(t *testing.T) {
 		expect(t, dir, test.script, test.want)
 	}
 }
+
+func TestTimeToLive(t *testing.T) {
+	dir, _ := mount(t)
+	for _, test := range []struct{ script, want string }{
+		{`mkdir t; echo x > t/a; getfattr --only-values -n user.dc.ttl t/a 2>&1 | grep -o 'No such attribute'`, "No such attribute"},
+		{`setfattr -n user.dc.ttl -v 1h t/a; getfattr --only-values -n user.dc.ttl t/a | cut -c 1-3; echo y >> t/a; getfattr --only-values -n user.dc.ttl t/a | cut -c 1-3; mv t/a t/b; getfattr --only-values -n user.dc.ttl t/b | cut -c 1-3`, "59m\n59m\n59m"},
+		{`echo x > t/b; getfattr -n user.dc.ttl t/b 2>&1 | grep -o 'No such attribute'; setfattr -n user.dc.ttl -v 300ms t/b; until [ ! -e t/b ]; do sleep 0.05; done; cat t/b 2>&1`, "No such attribute\ncat: t/b: No such file or directory"},
+		{`cat t/.dc/ctl; echo ttl 1s > t/.dc/ctl; cat t/.dc/ctl; echo 1 > t/s; until [ ! -e t/s ]; do sleep 0.05; done; echo ttl 1h > t/.dc/ctl; echo 2 > t/p; echo 3 > t/q; setfattr -x user.dc.ttl t/p; for r in t/p t/q; do getfattr --only-values -n user.dc.ttl $r 2>&1 | cut -c 1-3; done; echo ttl unlimited > t/.dc/ctl`, "ttl unlimited\nttl 1s\nt/p\n59m"},
+		{`for v in 5 -1h never '' 99999999d; do setfattr -n user.dc.ttl -v "$v" t/p 2>&1 | grep -c Invalid; done; echo ttl x > t/.dc/ctl; head -n 1 ../.dc/errors | grep -o 'say 7d'`, "1\n1\n1\n1\n1\nbash: line 2: echo: write error: Invalid argument\nsay 7d"},
+		{`mkdir t/d; setfattr -n user.dc.ttl -v 1h t/d 2>&1 | grep -o 'Is a directory\|not supported'`, "not supported"},
+	} {
+		expect(t, dir, test.script, test.want)
+	}
+}

@@ -20,6 +20,7 @@ type Tables interface {
 	Tables(ctx context.Context, after string, limit int) ([]client.Descriptor, error)
 	DropTable(ctx context.Context, t client.Descriptor, onlyIfEmpty bool) error
 	TableStat(ctx context.Context, t client.Descriptor) (client.KVStat, error)
+	SetTableTTL(ctx context.Context, t client.Descriptor, ttl time.Duration) error
 }
 
 // Rows is what it needs of rows.
@@ -32,6 +33,7 @@ type Rows interface {
 	Mkdir(ctx context.Context, t client.Descriptor, key string, mode uint32) (client.KVRow, error)
 	Rename(ctx context.Context, t client.Descriptor, from, to string, noReplace bool) error
 	SetAttr(ctx context.Context, t client.Descriptor, key string, mode, uid, gid *uint32, mtime *time.Time) error
+	SetTTL(ctx context.Context, t client.Descriptor, key string, ttl time.Duration) error
 }
 
 // Bulk is what it needs beside single rows.

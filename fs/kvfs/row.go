@@ -14,7 +14,10 @@ import (
 	"missingos/srv/dc"
 )
 
-const xattrVersion = "user.dc.version"
+const (
+	xattrVersion = "user.dc.version"
+	xattrTTL     = "user.dc.ttl"
+)
 
 // A row is a file of a table.
 type row struct {
@@ -66,12 +69,18 @@ func (f *row) SetAttr(ctx context.Context, mode, uid, gid *uint32, mtime *time.T
 }
 
 func (f *row) Getxattr(ctx context.Context, name string) ([]byte, error) {
-	if name != xattrVersion {
+	if name != xattrVersion && name != xattrTTL {
 		return nil, dc.NoAttr
 	}
 	r, err := f.store.Stat(ctx, f.table, f.path)
 	if err != nil {
 		return nil, err
+	}
+	if name == xattrTTL {
+		if r.Expires.IsZero() {
+			return nil, dc.NoAttr
+		}
+		return []byte(max(time.Millisecond, time.Until(r.Expires).Truncate(time.Millisecond)).String()), nil
 	}
 	return strconv.AppendUint(nil, uint64(r.Revision), 10), nil
 }
@@ -79,11 +88,21 @@ func (f *row) Getxattr(ctx context.Context, name string) ([]byte, error) {
 // Listxattr lists nothing: cp -a, mv and rsync -X would try to set on the copy what only the store sets.
 func (f *row) Listxattr(context.Context) ([]string, error) { return nil, nil }
 
-func (f *row) Setxattr(_ context.Context, name string, _ []byte, _ uint32) error {
+func (f *row) Setxattr(ctx context.Context, name string, value []byte, _ uint32) error {
+	if name == xattrTTL {
+		ttl, err := synth.Duration(strings.TrimSpace(string(value)), dc.MaxKVTTL)
+		if err != nil {
+			return dc.Wrap(err, "kv.ttl", f.table.Name+"/"+f.path)
+		}
+		return f.store.SetTTL(ctx, f.table, f.path, ttl)
+	}
 	return noXattr(f.table.Name+"/"+f.path, name)
 }
 
-func (f *row) Removexattr(_ context.Context, name string) error {
+func (f *row) Removexattr(ctx context.Context, name string) error {
+	if name == xattrTTL {
+		return f.store.SetTTL(ctx, f.table, f.path, 0)
+	}
 	return noXattr(f.table.Name+"/"+f.path, name)
 }
 

@@ -74,7 +74,7 @@ func (t topic) ctl(k string) synth.File {
 			}},
 			only("partitions", "1"), only("framing", "line"),
 			{Name: "retention", Usage: "DURATION|unlimited", Do: func(ctx context.Context, args []string) error {
-				age, err := parseAge(args)
+				age, err := synth.Duration(strings.Join(args, " "), dc.MaxTopicRetention)
 				if err != nil {
 					return err
 				}

@@ -23,6 +23,7 @@ type KVRow struct {
 	ModTime  time.Time   // zero for a directory that exists only by the rows below it
 	Mode     uint32
 	UID, GID uint32
+	Expires  time.Time // when it goes by itself; zero: it stays
 }
 
 // KVHow says how a put changes a value.
@@ -96,7 +97,8 @@ type KVStat struct {
 	Rows, Bytes uint64
 	Revision    dc.Revision
 	ModTime     time.Time
-	Leader      dc.NodeID // that answered for the table's group
+	TTL         time.Duration // of rows that are made or replaced; 0: for ever
+	Leader      dc.NodeID     // that answered for the table's group
 }
 
 // KV is the client of the tables. It is safe for concurrent use. A table is named by its descriptor, from [KV.Table]; a method on a
@@ -202,6 +204,9 @@ func kvRow(r *dcpb.KVRowInfo) KVRow {
 	if r.MtimeMs != 0 {
 		row.ModTime = time.UnixMilli(r.MtimeMs)
 	}
+	if r.ExpiresMs != 0 {
+		row.Expires = time.UnixMilli(r.ExpiresMs)
+	}
 	return row
 }
 
@@ -281,6 +286,24 @@ func (k *KV) SetAttr(ctx context.Context, t Descriptor, key string, mode, uid, g
 	return err
 }
 
+// SetTTL gives a row a time to live from now on; 0: for ever. Replacing its value gives it that of the table again.
+func (k *KV) SetTTL(ctx context.Context, t Descriptor, key string, ttl time.Duration) error {
+	ms := ttl.Milliseconds()
+	_, err := k.change(ctx, t, func(ctx context.Context, cc dcpb.KVClient, h *dcpb.Header) (*dcpb.KVChangeReply, error) {
+		return cc.SetAttr(ctx, &dcpb.KVSetAttrRequest{Header: h, Table: t.ID, Key: []byte(key), TtlMs: &ms})
+	})
+	return err
+}
+
+// SetTableTTL says how long rows of a table live that are made, or whose value is replaced, from now on; 0: for ever.
+func (k *KV) SetTableTTL(ctx context.Context, t Descriptor, ttl time.Duration) error {
+	ms := ttl.Milliseconds()
+	_, err := k.change(ctx, t, func(ctx context.Context, cc dcpb.KVClient, h *dcpb.Header) (*dcpb.KVChangeReply, error) {
+		return cc.SetTable(ctx, &dcpb.KVSetTableRequest{Header: h, Table: t.ID, TtlMs: &ms})
+	})
+	return err
+}
+
 // Load puts many rows at once; together they must fit into one command (dc.MaxBatchBytes is a good size).
 func (k *KV) Load(ctx context.Context, t Descriptor, rows []KVPair) error {
 	out := make([]*dcpb.KVPair, len(rows))
@@ -303,7 +326,7 @@ func (k *KV) TableStat(ctx context.Context, t Descriptor) (KVStat, error) {
 	if err != nil {
 		return KVStat{}, err
 	}
-	st := KVStat{Rows: reply.Rows, Bytes: reply.Bytes, Revision: dc.Revision(reply.Revision)}
+	st := KVStat{Rows: reply.Rows, Bytes: reply.Bytes, Revision: dc.Revision(reply.Revision), TTL: time.Duration(reply.TtlMs) * time.Millisecond}
 	if likely := k.c.Leader(t.Group); len(likely) > 0 { // it has just answered
 		st.Leader = likely[0]
 	}

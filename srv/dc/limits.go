@@ -45,6 +45,8 @@ const (
 	LockDelay         = time.Second // the default: how long a lock lost with its session stays free
 	LockSessionMargin = time.Second // a node stops trusting its session this long before the leader may end it
 
+	MaxKVTTL = 100 * 365 * 24 * time.Hour // longer is for ever
+
 	MaxTopicGroups     = 1000             // consumer groups of one topic
 	MaxTopicInFlight   = 20_000           // messages of one consumer group delivered and not acknowledged; more are held back
 	MaxTopicTake       = 256              // messages taken or settled by one request

@@ -35,6 +35,7 @@ type KVRowInfo struct {
 	Mode          uint32                 `protobuf:"varint,7,opt,name=mode,proto3" json:"mode,omitempty"`
 	Uid           uint32                 `protobuf:"varint,8,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid           uint32                 `protobuf:"varint,9,opt,name=gid,proto3" json:"gid,omitempty"`
+	ExpiresMs     int64                  `protobuf:"varint,10,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"` // when it goes, cluster clock; 0: it stays
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,6 +129,13 @@ func (x *KVRowInfo) GetUid() uint32 {
 func (x *KVRowInfo) GetGid() uint32 {
 	if x != nil {
 		return x.Gid
+	}
+	return 0
+}
+
+func (x *KVRowInfo) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
 	}
 	return 0
 }
@@ -761,6 +769,7 @@ type KVSetAttrRequest struct {
 	Uid           *uint32                `protobuf:"varint,5,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	Gid           *uint32                `protobuf:"varint,6,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	MtimeMs       *int64                 `protobuf:"varint,7,opt,name=mtime_ms,json=mtimeMs,proto3,oneof" json:"mtime_ms,omitempty"`
+	TtlMs         *int64                 `protobuf:"varint,8,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -844,6 +853,74 @@ func (x *KVSetAttrRequest) GetMtimeMs() int64 {
 	return 0
 }
 
+func (x *KVSetAttrRequest) GetTtlMs() int64 {
+	if x != nil && x.TtlMs != nil {
+		return *x.TtlMs
+	}
+	return 0
+}
+
+// KVSetTableRequest changes the settings that are present.
+type KVSetTableRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Table         uint64                 `protobuf:"varint,2,opt,name=table,proto3" json:"table,omitempty"`
+	TtlMs         *int64                 `protobuf:"varint,3,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVSetTableRequest) Reset() {
+	*x = KVSetTableRequest{}
+	mi := &file_kv_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVSetTableRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVSetTableRequest) ProtoMessage() {}
+
+func (x *KVSetTableRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVSetTableRequest.ProtoReflect.Descriptor instead.
+func (*KVSetTableRequest) Descriptor() ([]byte, []int) {
+	return file_kv_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *KVSetTableRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *KVSetTableRequest) GetTable() uint64 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KVSetTableRequest) GetTtlMs() int64 {
+	if x != nil && x.TtlMs != nil {
+		return *x.TtlMs
+	}
+	return 0
+}
+
 type KVCondition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -857,7 +934,7 @@ type KVCondition struct {
 
 func (x *KVCondition) Reset() {
 	*x = KVCondition{}
-	mi := &file_kv_service_proto_msgTypes[11]
+	mi := &file_kv_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -869,7 +946,7 @@ func (x *KVCondition) String() string {
 func (*KVCondition) ProtoMessage() {}
 
 func (x *KVCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[11]
+	mi := &file_kv_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -882,7 +959,7 @@ func (x *KVCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVCondition.ProtoReflect.Descriptor instead.
 func (*KVCondition) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{11}
+	return file_kv_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KVCondition) GetKey() []byte {
@@ -936,7 +1013,7 @@ type KVAction struct {
 
 func (x *KVAction) Reset() {
 	*x = KVAction{}
-	mi := &file_kv_service_proto_msgTypes[12]
+	mi := &file_kv_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1025,7 @@ func (x *KVAction) String() string {
 func (*KVAction) ProtoMessage() {}
 
 func (x *KVAction) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[12]
+	mi := &file_kv_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1038,7 @@ func (x *KVAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVAction.ProtoReflect.Descriptor instead.
 func (*KVAction) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{12}
+	return file_kv_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KVAction) GetKey() []byte {
@@ -1055,7 +1132,7 @@ type KVTxnRequest struct {
 
 func (x *KVTxnRequest) Reset() {
 	*x = KVTxnRequest{}
-	mi := &file_kv_service_proto_msgTypes[13]
+	mi := &file_kv_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1144,7 @@ func (x *KVTxnRequest) String() string {
 func (*KVTxnRequest) ProtoMessage() {}
 
 func (x *KVTxnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[13]
+	mi := &file_kv_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1157,7 @@ func (x *KVTxnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVTxnRequest.ProtoReflect.Descriptor instead.
 func (*KVTxnRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{13}
+	return file_kv_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KVTxnRequest) GetHeader() *Header {
@@ -1129,7 +1206,7 @@ type KVTxnReply struct {
 
 func (x *KVTxnReply) Reset() {
 	*x = KVTxnReply{}
-	mi := &file_kv_service_proto_msgTypes[14]
+	mi := &file_kv_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1218,7 @@ func (x *KVTxnReply) String() string {
 func (*KVTxnReply) ProtoMessage() {}
 
 func (x *KVTxnReply) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[14]
+	mi := &file_kv_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1231,7 @@ func (x *KVTxnReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVTxnReply.ProtoReflect.Descriptor instead.
 func (*KVTxnReply) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{14}
+	return file_kv_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KVTxnReply) GetSucceeded() bool {
@@ -1189,7 +1266,7 @@ type KVPair struct {
 
 func (x *KVPair) Reset() {
 	*x = KVPair{}
-	mi := &file_kv_service_proto_msgTypes[15]
+	mi := &file_kv_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1278,7 @@ func (x *KVPair) String() string {
 func (*KVPair) ProtoMessage() {}
 
 func (x *KVPair) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[15]
+	mi := &file_kv_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1291,7 @@ func (x *KVPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVPair.ProtoReflect.Descriptor instead.
 func (*KVPair) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{15}
+	return file_kv_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KVPair) GetKey() []byte {
@@ -1249,7 +1326,7 @@ type KVLoadRequest struct {
 
 func (x *KVLoadRequest) Reset() {
 	*x = KVLoadRequest{}
-	mi := &file_kv_service_proto_msgTypes[16]
+	mi := &file_kv_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1338,7 @@ func (x *KVLoadRequest) String() string {
 func (*KVLoadRequest) ProtoMessage() {}
 
 func (x *KVLoadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[16]
+	mi := &file_kv_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1351,7 @@ func (x *KVLoadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVLoadRequest.ProtoReflect.Descriptor instead.
 func (*KVLoadRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{16}
+	return file_kv_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KVLoadRequest) GetHeader() *Header {
@@ -1314,7 +1391,7 @@ type KVScanRequest struct {
 
 func (x *KVScanRequest) Reset() {
 	*x = KVScanRequest{}
-	mi := &file_kv_service_proto_msgTypes[17]
+	mi := &file_kv_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1403,7 @@ func (x *KVScanRequest) String() string {
 func (*KVScanRequest) ProtoMessage() {}
 
 func (x *KVScanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[17]
+	mi := &file_kv_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1416,7 @@ func (x *KVScanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVScanRequest.ProtoReflect.Descriptor instead.
 func (*KVScanRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{17}
+	return file_kv_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KVScanRequest) GetHeader() *Header {
@@ -1407,7 +1484,7 @@ type KVScanReply struct {
 
 func (x *KVScanReply) Reset() {
 	*x = KVScanReply{}
-	mi := &file_kv_service_proto_msgTypes[18]
+	mi := &file_kv_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1496,7 @@ func (x *KVScanReply) String() string {
 func (*KVScanReply) ProtoMessage() {}
 
 func (x *KVScanReply) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[18]
+	mi := &file_kv_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1509,7 @@ func (x *KVScanReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVScanReply.ProtoReflect.Descriptor instead.
 func (*KVScanReply) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{18}
+	return file_kv_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *KVScanReply) GetRows() []*KVPair {
@@ -1452,7 +1529,7 @@ type KVStatRequest struct {
 
 func (x *KVStatRequest) Reset() {
 	*x = KVStatRequest{}
-	mi := &file_kv_service_proto_msgTypes[19]
+	mi := &file_kv_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1541,7 @@ func (x *KVStatRequest) String() string {
 func (*KVStatRequest) ProtoMessage() {}
 
 func (x *KVStatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[19]
+	mi := &file_kv_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1554,7 @@ func (x *KVStatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVStatRequest.ProtoReflect.Descriptor instead.
 func (*KVStatRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{19}
+	return file_kv_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *KVStatRequest) GetHeader() *Header {
@@ -1500,13 +1577,14 @@ type KVStatReply struct {
 	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	MtimeMs       int64                  `protobuf:"varint,4,opt,name=mtime_ms,json=mtimeMs,proto3" json:"mtime_ms,omitempty"`
+	TtlMs         int64                  `protobuf:"varint,5,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // of rows whose value is replaced; 0: for ever
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KVStatReply) Reset() {
 	*x = KVStatReply{}
-	mi := &file_kv_service_proto_msgTypes[20]
+	mi := &file_kv_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1596,7 @@ func (x *KVStatReply) String() string {
 func (*KVStatReply) ProtoMessage() {}
 
 func (x *KVStatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[20]
+	mi := &file_kv_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1609,7 @@ func (x *KVStatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVStatReply.ProtoReflect.Descriptor instead.
 func (*KVStatReply) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{20}
+	return file_kv_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KVStatReply) GetRows() uint64 {
@@ -1562,6 +1640,13 @@ func (x *KVStatReply) GetMtimeMs() int64 {
 	return 0
 }
 
+func (x *KVStatReply) GetTtlMs() int64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
 type KVDropRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -1573,7 +1658,7 @@ type KVDropRequest struct {
 
 func (x *KVDropRequest) Reset() {
 	*x = KVDropRequest{}
-	mi := &file_kv_service_proto_msgTypes[21]
+	mi := &file_kv_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1670,7 @@ func (x *KVDropRequest) String() string {
 func (*KVDropRequest) ProtoMessage() {}
 
 func (x *KVDropRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[21]
+	mi := &file_kv_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1683,7 @@ func (x *KVDropRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVDropRequest.ProtoReflect.Descriptor instead.
 func (*KVDropRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{21}
+	return file_kv_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *KVDropRequest) GetHeader() *Header {
@@ -1626,7 +1711,7 @@ var File_kv_service_proto protoreflect.FileDescriptor
 
 const file_kv_service_proto_rawDesc = "" +
 	"\n" +
-	"\x10kv_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\xcc\x01\n" +
+	"\x10kv_service.proto\x12\x05dc.v1\x1a\trpc.proto\"\xeb\x01\n" +
 	"\tKVRowInfo\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\bR\x03dir\x12\x12\n" +
@@ -1636,7 +1721,10 @@ const file_kv_service_proto_rawDesc = "" +
 	"\bmtime_ms\x18\x06 \x01(\x03R\amtimeMs\x12\x12\n" +
 	"\x04mode\x18\a \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\b \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\t \x01(\rR\x03gid\"s\n" +
+	"\x03gid\x18\t \x01(\rR\x03gid\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\n" +
+	" \x01(\x03R\texpiresMs\"s\n" +
 	"\fKVGetRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x04R\x05table\x12\x10\n" +
@@ -1687,7 +1775,7 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x04from\x18\x03 \x01(\fR\x04from\x12\x0e\n" +
 	"\x02to\x18\x04 \x01(\fR\x02to\x12\x1d\n" +
 	"\n" +
-	"no_replace\x18\x05 \x01(\bR\tnoReplace\"\xee\x01\n" +
+	"no_replace\x18\x05 \x01(\bR\tnoReplace\"\x95\x02\n" +
 	"\x10KVSetAttrRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x04R\x05table\x12\x10\n" +
@@ -1695,11 +1783,18 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x04mode\x18\x04 \x01(\rH\x00R\x04mode\x88\x01\x01\x12\x15\n" +
 	"\x03uid\x18\x05 \x01(\rH\x01R\x03uid\x88\x01\x01\x12\x15\n" +
 	"\x03gid\x18\x06 \x01(\rH\x02R\x03gid\x88\x01\x01\x12\x1e\n" +
-	"\bmtime_ms\x18\a \x01(\x03H\x03R\amtimeMs\x88\x01\x01B\a\n" +
+	"\bmtime_ms\x18\a \x01(\x03H\x03R\amtimeMs\x88\x01\x01\x12\x1a\n" +
+	"\x06ttl_ms\x18\b \x01(\x03H\x04R\x05ttlMs\x88\x01\x01B\a\n" +
 	"\x05_modeB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\v\n" +
-	"\t_mtime_ms\"\xa1\x01\n" +
+	"\t_mtime_msB\t\n" +
+	"\a_ttl_ms\"w\n" +
+	"\x11KVSetTableRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05table\x18\x02 \x01(\x04R\x05table\x12\x1a\n" +
+	"\x06ttl_ms\x18\x03 \x01(\x03H\x00R\x05ttlMs\x88\x01\x01B\t\n" +
+	"\a_ttl_ms\"\xa1\x01\n" +
 	"\vKVCondition\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
 	"\aversion\x18\x02 \x01(\x04H\x00R\aversion\x88\x01\x01\x12\x16\n" +
@@ -1750,16 +1845,17 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x04rows\x18\x01 \x03(\v2\r.dc.v1.KVPairR\x04rows\"L\n" +
 	"\rKVStatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
-	"\x05table\x18\x02 \x01(\x04R\x05table\"n\n" +
+	"\x05table\x18\x02 \x01(\x04R\x05table\"\x85\x01\n" +
 	"\vKVStatReply\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x19\n" +
-	"\bmtime_ms\x18\x04 \x01(\x03R\amtimeMs\"p\n" +
+	"\bmtime_ms\x18\x04 \x01(\x03R\amtimeMs\x12\x15\n" +
+	"\x06ttl_ms\x18\x05 \x01(\x03R\x05ttlMs\"p\n" +
 	"\rKVDropRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x04R\x05table\x12\"\n" +
-	"\ronly_if_empty\x18\x03 \x01(\bR\vonlyIfEmpty2\xf4\x04\n" +
+	"\ronly_if_empty\x18\x03 \x01(\bR\vonlyIfEmpty2\xb0\x05\n" +
 	"\x02KV\x12-\n" +
 	"\x03Get\x12\x13.dc.v1.KVGetRequest\x1a\x11.dc.v1.KVGetReply\x120\n" +
 	"\x04List\x12\x14.dc.v1.KVListRequest\x1a\x12.dc.v1.KVListReply\x120\n" +
@@ -1772,7 +1868,8 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x04Load\x12\x14.dc.v1.KVLoadRequest\x1a\x14.dc.v1.KVChangeReply\x122\n" +
 	"\x04Scan\x12\x14.dc.v1.KVScanRequest\x1a\x12.dc.v1.KVScanReply0\x01\x120\n" +
 	"\x04Stat\x12\x14.dc.v1.KVStatRequest\x1a\x12.dc.v1.KVStatReply\x122\n" +
-	"\x04Drop\x12\x14.dc.v1.KVDropRequest\x1a\x14.dc.v1.KVChangeReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
+	"\x04Drop\x12\x14.dc.v1.KVDropRequest\x1a\x14.dc.v1.KVChangeReply\x12:\n" +
+	"\bSetTable\x12\x18.dc.v1.KVSetTableRequest\x1a\x14.dc.v1.KVChangeReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
 var (
 	file_kv_service_proto_rawDescOnce sync.Once
@@ -1786,83 +1883,87 @@ func file_kv_service_proto_rawDescGZIP() []byte {
 	return file_kv_service_proto_rawDescData
 }
 
-var file_kv_service_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_kv_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_kv_service_proto_goTypes = []any{
-	(*KVRowInfo)(nil),        // 0: dc.v1.KVRowInfo
-	(*KVGetRequest)(nil),     // 1: dc.v1.KVGetRequest
-	(*KVGetReply)(nil),       // 2: dc.v1.KVGetReply
-	(*KVListRequest)(nil),    // 3: dc.v1.KVListRequest
-	(*KVListReply)(nil),      // 4: dc.v1.KVListReply
-	(*KVPutRequest)(nil),     // 5: dc.v1.KVPutRequest
-	(*KVChangeReply)(nil),    // 6: dc.v1.KVChangeReply
-	(*KVRemoveRequest)(nil),  // 7: dc.v1.KVRemoveRequest
-	(*KVMkdirRequest)(nil),   // 8: dc.v1.KVMkdirRequest
-	(*KVRenameRequest)(nil),  // 9: dc.v1.KVRenameRequest
-	(*KVSetAttrRequest)(nil), // 10: dc.v1.KVSetAttrRequest
-	(*KVCondition)(nil),      // 11: dc.v1.KVCondition
-	(*KVAction)(nil),         // 12: dc.v1.KVAction
-	(*KVTxnRequest)(nil),     // 13: dc.v1.KVTxnRequest
-	(*KVTxnReply)(nil),       // 14: dc.v1.KVTxnReply
-	(*KVPair)(nil),           // 15: dc.v1.KVPair
-	(*KVLoadRequest)(nil),    // 16: dc.v1.KVLoadRequest
-	(*KVScanRequest)(nil),    // 17: dc.v1.KVScanRequest
-	(*KVScanReply)(nil),      // 18: dc.v1.KVScanReply
-	(*KVStatRequest)(nil),    // 19: dc.v1.KVStatRequest
-	(*KVStatReply)(nil),      // 20: dc.v1.KVStatReply
-	(*KVDropRequest)(nil),    // 21: dc.v1.KVDropRequest
-	(*Header)(nil),           // 22: dc.v1.Header
+	(*KVRowInfo)(nil),         // 0: dc.v1.KVRowInfo
+	(*KVGetRequest)(nil),      // 1: dc.v1.KVGetRequest
+	(*KVGetReply)(nil),        // 2: dc.v1.KVGetReply
+	(*KVListRequest)(nil),     // 3: dc.v1.KVListRequest
+	(*KVListReply)(nil),       // 4: dc.v1.KVListReply
+	(*KVPutRequest)(nil),      // 5: dc.v1.KVPutRequest
+	(*KVChangeReply)(nil),     // 6: dc.v1.KVChangeReply
+	(*KVRemoveRequest)(nil),   // 7: dc.v1.KVRemoveRequest
+	(*KVMkdirRequest)(nil),    // 8: dc.v1.KVMkdirRequest
+	(*KVRenameRequest)(nil),   // 9: dc.v1.KVRenameRequest
+	(*KVSetAttrRequest)(nil),  // 10: dc.v1.KVSetAttrRequest
+	(*KVSetTableRequest)(nil), // 11: dc.v1.KVSetTableRequest
+	(*KVCondition)(nil),       // 12: dc.v1.KVCondition
+	(*KVAction)(nil),          // 13: dc.v1.KVAction
+	(*KVTxnRequest)(nil),      // 14: dc.v1.KVTxnRequest
+	(*KVTxnReply)(nil),        // 15: dc.v1.KVTxnReply
+	(*KVPair)(nil),            // 16: dc.v1.KVPair
+	(*KVLoadRequest)(nil),     // 17: dc.v1.KVLoadRequest
+	(*KVScanRequest)(nil),     // 18: dc.v1.KVScanRequest
+	(*KVScanReply)(nil),       // 19: dc.v1.KVScanReply
+	(*KVStatRequest)(nil),     // 20: dc.v1.KVStatRequest
+	(*KVStatReply)(nil),       // 21: dc.v1.KVStatReply
+	(*KVDropRequest)(nil),     // 22: dc.v1.KVDropRequest
+	(*Header)(nil),            // 23: dc.v1.Header
 }
 var file_kv_service_proto_depIdxs = []int32{
-	22, // 0: dc.v1.KVGetRequest.header:type_name -> dc.v1.Header
+	23, // 0: dc.v1.KVGetRequest.header:type_name -> dc.v1.Header
 	0,  // 1: dc.v1.KVGetReply.row:type_name -> dc.v1.KVRowInfo
-	22, // 2: dc.v1.KVListRequest.header:type_name -> dc.v1.Header
+	23, // 2: dc.v1.KVListRequest.header:type_name -> dc.v1.Header
 	0,  // 3: dc.v1.KVListReply.rows:type_name -> dc.v1.KVRowInfo
-	22, // 4: dc.v1.KVPutRequest.header:type_name -> dc.v1.Header
+	23, // 4: dc.v1.KVPutRequest.header:type_name -> dc.v1.Header
 	0,  // 5: dc.v1.KVChangeReply.row:type_name -> dc.v1.KVRowInfo
-	22, // 6: dc.v1.KVRemoveRequest.header:type_name -> dc.v1.Header
-	22, // 7: dc.v1.KVMkdirRequest.header:type_name -> dc.v1.Header
-	22, // 8: dc.v1.KVRenameRequest.header:type_name -> dc.v1.Header
-	22, // 9: dc.v1.KVSetAttrRequest.header:type_name -> dc.v1.Header
-	22, // 10: dc.v1.KVTxnRequest.header:type_name -> dc.v1.Header
-	11, // 11: dc.v1.KVTxnRequest.conditions:type_name -> dc.v1.KVCondition
-	12, // 12: dc.v1.KVTxnRequest.then:type_name -> dc.v1.KVAction
-	12, // 13: dc.v1.KVTxnRequest.otherwise:type_name -> dc.v1.KVAction
-	15, // 14: dc.v1.KVTxnReply.values:type_name -> dc.v1.KVPair
-	22, // 15: dc.v1.KVLoadRequest.header:type_name -> dc.v1.Header
-	15, // 16: dc.v1.KVLoadRequest.rows:type_name -> dc.v1.KVPair
-	22, // 17: dc.v1.KVScanRequest.header:type_name -> dc.v1.Header
-	15, // 18: dc.v1.KVScanReply.rows:type_name -> dc.v1.KVPair
-	22, // 19: dc.v1.KVStatRequest.header:type_name -> dc.v1.Header
-	22, // 20: dc.v1.KVDropRequest.header:type_name -> dc.v1.Header
-	1,  // 21: dc.v1.KV.Get:input_type -> dc.v1.KVGetRequest
-	3,  // 22: dc.v1.KV.List:input_type -> dc.v1.KVListRequest
-	5,  // 23: dc.v1.KV.Put:input_type -> dc.v1.KVPutRequest
-	7,  // 24: dc.v1.KV.Remove:input_type -> dc.v1.KVRemoveRequest
-	8,  // 25: dc.v1.KV.Mkdir:input_type -> dc.v1.KVMkdirRequest
-	9,  // 26: dc.v1.KV.Rename:input_type -> dc.v1.KVRenameRequest
-	10, // 27: dc.v1.KV.SetAttr:input_type -> dc.v1.KVSetAttrRequest
-	13, // 28: dc.v1.KV.Txn:input_type -> dc.v1.KVTxnRequest
-	16, // 29: dc.v1.KV.Load:input_type -> dc.v1.KVLoadRequest
-	17, // 30: dc.v1.KV.Scan:input_type -> dc.v1.KVScanRequest
-	19, // 31: dc.v1.KV.Stat:input_type -> dc.v1.KVStatRequest
-	21, // 32: dc.v1.KV.Drop:input_type -> dc.v1.KVDropRequest
-	2,  // 33: dc.v1.KV.Get:output_type -> dc.v1.KVGetReply
-	4,  // 34: dc.v1.KV.List:output_type -> dc.v1.KVListReply
-	6,  // 35: dc.v1.KV.Put:output_type -> dc.v1.KVChangeReply
-	6,  // 36: dc.v1.KV.Remove:output_type -> dc.v1.KVChangeReply
-	6,  // 37: dc.v1.KV.Mkdir:output_type -> dc.v1.KVChangeReply
-	6,  // 38: dc.v1.KV.Rename:output_type -> dc.v1.KVChangeReply
-	6,  // 39: dc.v1.KV.SetAttr:output_type -> dc.v1.KVChangeReply
-	14, // 40: dc.v1.KV.Txn:output_type -> dc.v1.KVTxnReply
-	6,  // 41: dc.v1.KV.Load:output_type -> dc.v1.KVChangeReply
-	18, // 42: dc.v1.KV.Scan:output_type -> dc.v1.KVScanReply
-	20, // 43: dc.v1.KV.Stat:output_type -> dc.v1.KVStatReply
-	6,  // 44: dc.v1.KV.Drop:output_type -> dc.v1.KVChangeReply
-	33, // [33:45] is the sub-list for method output_type
-	21, // [21:33] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	23, // 6: dc.v1.KVRemoveRequest.header:type_name -> dc.v1.Header
+	23, // 7: dc.v1.KVMkdirRequest.header:type_name -> dc.v1.Header
+	23, // 8: dc.v1.KVRenameRequest.header:type_name -> dc.v1.Header
+	23, // 9: dc.v1.KVSetAttrRequest.header:type_name -> dc.v1.Header
+	23, // 10: dc.v1.KVSetTableRequest.header:type_name -> dc.v1.Header
+	23, // 11: dc.v1.KVTxnRequest.header:type_name -> dc.v1.Header
+	12, // 12: dc.v1.KVTxnRequest.conditions:type_name -> dc.v1.KVCondition
+	13, // 13: dc.v1.KVTxnRequest.then:type_name -> dc.v1.KVAction
+	13, // 14: dc.v1.KVTxnRequest.otherwise:type_name -> dc.v1.KVAction
+	16, // 15: dc.v1.KVTxnReply.values:type_name -> dc.v1.KVPair
+	23, // 16: dc.v1.KVLoadRequest.header:type_name -> dc.v1.Header
+	16, // 17: dc.v1.KVLoadRequest.rows:type_name -> dc.v1.KVPair
+	23, // 18: dc.v1.KVScanRequest.header:type_name -> dc.v1.Header
+	16, // 19: dc.v1.KVScanReply.rows:type_name -> dc.v1.KVPair
+	23, // 20: dc.v1.KVStatRequest.header:type_name -> dc.v1.Header
+	23, // 21: dc.v1.KVDropRequest.header:type_name -> dc.v1.Header
+	1,  // 22: dc.v1.KV.Get:input_type -> dc.v1.KVGetRequest
+	3,  // 23: dc.v1.KV.List:input_type -> dc.v1.KVListRequest
+	5,  // 24: dc.v1.KV.Put:input_type -> dc.v1.KVPutRequest
+	7,  // 25: dc.v1.KV.Remove:input_type -> dc.v1.KVRemoveRequest
+	8,  // 26: dc.v1.KV.Mkdir:input_type -> dc.v1.KVMkdirRequest
+	9,  // 27: dc.v1.KV.Rename:input_type -> dc.v1.KVRenameRequest
+	10, // 28: dc.v1.KV.SetAttr:input_type -> dc.v1.KVSetAttrRequest
+	14, // 29: dc.v1.KV.Txn:input_type -> dc.v1.KVTxnRequest
+	17, // 30: dc.v1.KV.Load:input_type -> dc.v1.KVLoadRequest
+	18, // 31: dc.v1.KV.Scan:input_type -> dc.v1.KVScanRequest
+	20, // 32: dc.v1.KV.Stat:input_type -> dc.v1.KVStatRequest
+	22, // 33: dc.v1.KV.Drop:input_type -> dc.v1.KVDropRequest
+	11, // 34: dc.v1.KV.SetTable:input_type -> dc.v1.KVSetTableRequest
+	2,  // 35: dc.v1.KV.Get:output_type -> dc.v1.KVGetReply
+	4,  // 36: dc.v1.KV.List:output_type -> dc.v1.KVListReply
+	6,  // 37: dc.v1.KV.Put:output_type -> dc.v1.KVChangeReply
+	6,  // 38: dc.v1.KV.Remove:output_type -> dc.v1.KVChangeReply
+	6,  // 39: dc.v1.KV.Mkdir:output_type -> dc.v1.KVChangeReply
+	6,  // 40: dc.v1.KV.Rename:output_type -> dc.v1.KVChangeReply
+	6,  // 41: dc.v1.KV.SetAttr:output_type -> dc.v1.KVChangeReply
+	15, // 42: dc.v1.KV.Txn:output_type -> dc.v1.KVTxnReply
+	6,  // 43: dc.v1.KV.Load:output_type -> dc.v1.KVChangeReply
+	19, // 44: dc.v1.KV.Scan:output_type -> dc.v1.KVScanReply
+	21, // 45: dc.v1.KV.Stat:output_type -> dc.v1.KVStatReply
+	6,  // 46: dc.v1.KV.Drop:output_type -> dc.v1.KVChangeReply
+	6,  // 47: dc.v1.KV.SetTable:output_type -> dc.v1.KVChangeReply
+	35, // [35:48] is the sub-list for method output_type
+	22, // [22:35] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_kv_service_proto_init() }
@@ -1873,7 +1974,8 @@ func file_kv_service_proto_init() {
 	file_rpc_proto_init()
 	file_kv_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_kv_service_proto_msgTypes[11].OneofWrappers = []any{}
-	file_kv_service_proto_msgTypes[12].OneofWrappers = []any{
+	file_kv_service_proto_msgTypes[12].OneofWrappers = []any{}
+	file_kv_service_proto_msgTypes[13].OneofWrappers = []any{
 		(*KVAction_Put)(nil),
 		(*KVAction_Append)(nil),
 		(*KVAction_Add)(nil),
@@ -1885,7 +1987,7 @@ func file_kv_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kv_service_proto_rawDesc), len(file_kv_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

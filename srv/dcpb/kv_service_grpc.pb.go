@@ -21,18 +21,19 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	KV_Get_FullMethodName     = "/dc.v1.KV/Get"
-	KV_List_FullMethodName    = "/dc.v1.KV/List"
-	KV_Put_FullMethodName     = "/dc.v1.KV/Put"
-	KV_Remove_FullMethodName  = "/dc.v1.KV/Remove"
-	KV_Mkdir_FullMethodName   = "/dc.v1.KV/Mkdir"
-	KV_Rename_FullMethodName  = "/dc.v1.KV/Rename"
-	KV_SetAttr_FullMethodName = "/dc.v1.KV/SetAttr"
-	KV_Txn_FullMethodName     = "/dc.v1.KV/Txn"
-	KV_Load_FullMethodName    = "/dc.v1.KV/Load"
-	KV_Scan_FullMethodName    = "/dc.v1.KV/Scan"
-	KV_Stat_FullMethodName    = "/dc.v1.KV/Stat"
-	KV_Drop_FullMethodName    = "/dc.v1.KV/Drop"
+	KV_Get_FullMethodName      = "/dc.v1.KV/Get"
+	KV_List_FullMethodName     = "/dc.v1.KV/List"
+	KV_Put_FullMethodName      = "/dc.v1.KV/Put"
+	KV_Remove_FullMethodName   = "/dc.v1.KV/Remove"
+	KV_Mkdir_FullMethodName    = "/dc.v1.KV/Mkdir"
+	KV_Rename_FullMethodName   = "/dc.v1.KV/Rename"
+	KV_SetAttr_FullMethodName  = "/dc.v1.KV/SetAttr"
+	KV_Txn_FullMethodName      = "/dc.v1.KV/Txn"
+	KV_Load_FullMethodName     = "/dc.v1.KV/Load"
+	KV_Scan_FullMethodName     = "/dc.v1.KV/Scan"
+	KV_Stat_FullMethodName     = "/dc.v1.KV/Stat"
+	KV_Drop_FullMethodName     = "/dc.v1.KV/Drop"
+	KV_SetTable_FullMethodName = "/dc.v1.KV/SetTable"
 )
 
 // KVClient is the client API for KV service.
@@ -52,6 +53,7 @@ type KVClient interface {
 	Scan(ctx context.Context, in *KVScanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KVScanReply], error)
 	Stat(ctx context.Context, in *KVStatRequest, opts ...grpc.CallOption) (*KVStatReply, error)
 	Drop(ctx context.Context, in *KVDropRequest, opts ...grpc.CallOption) (*KVChangeReply, error)
+	SetTable(ctx context.Context, in *KVSetTableRequest, opts ...grpc.CallOption) (*KVChangeReply, error)
 }
 
 type kVClient struct {
@@ -191,6 +193,16 @@ func (c *kVClient) Drop(ctx context.Context, in *KVDropRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *kVClient) SetTable(ctx context.Context, in *KVSetTableRequest, opts ...grpc.CallOption) (*KVChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KVChangeReply)
+	err := c.cc.Invoke(ctx, KV_SetTable_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KVServer is the server API for KV service.
 // All implementations must embed UnimplementedKVServer
 // for forward compatibility.
@@ -208,6 +220,7 @@ type KVServer interface {
 	Scan(*KVScanRequest, grpc.ServerStreamingServer[KVScanReply]) error
 	Stat(context.Context, *KVStatRequest) (*KVStatReply, error)
 	Drop(context.Context, *KVDropRequest) (*KVChangeReply, error)
+	SetTable(context.Context, *KVSetTableRequest) (*KVChangeReply, error)
 	mustEmbedUnimplementedKVServer()
 }
 
@@ -253,6 +266,9 @@ func (UnimplementedKVServer) Stat(context.Context, *KVStatRequest) (*KVStatReply
 }
 func (UnimplementedKVServer) Drop(context.Context, *KVDropRequest) (*KVChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drop not implemented")
+}
+func (UnimplementedKVServer) SetTable(context.Context, *KVSetTableRequest) (*KVChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetTable not implemented")
 }
 func (UnimplementedKVServer) mustEmbedUnimplementedKVServer() {}
 func (UnimplementedKVServer) testEmbeddedByValue()            {}
@@ -484,6 +500,24 @@ func _KV_Drop_Handler(srv interface{}, ctx context.Context, dec func(interface{}
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_SetTable_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(KVSetTableRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).SetTable(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_SetTable_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).SetTable(ctx, req.(*KVSetTableRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KV_ServiceDesc is the grpc.ServiceDesc for KV service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -534,6 +568,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drop",
 			Handler:    _KV_Drop_Handler,
+		},
+		{
+			MethodName: "SetTable",
+			Handler:    _KV_SetTable_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -91,9 +91,22 @@ func (s *Service) Rename(ctx context.Context, r *dcpb.KVRenameRequest) (*dcpb.KV
 
 // SetAttr changes owner, mode and time.
 func (s *Service) SetAttr(ctx context.Context, r *dcpb.KVSetAttrRequest) (*dcpb.KVChangeReply, error) {
+	if r.TtlMs != nil {
+		if err := s.cfg.Expiry(); err != nil {
+			return nil, err
+		}
+	}
 	return s.change(ctx, "kv.setattr", r.Header, &command.KVSetAttr{
-		Table: r.Table, Key: r.Key, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid, MtimeMs: r.MtimeMs,
+		Table: r.Table, Key: r.Key, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid, MtimeMs: r.MtimeMs, TtlMs: r.TtlMs,
 	})
+}
+
+// SetTable changes a table's settings.
+func (s *Service) SetTable(ctx context.Context, r *dcpb.KVSetTableRequest) (*dcpb.KVChangeReply, error) {
+	if err := s.cfg.Expiry(); err != nil {
+		return nil, err
+	}
+	return s.change(ctx, "kv.ctl", r.Header, &command.KVSetTable{Table: r.Table, TtlMs: r.TtlMs})
 }
 
 // Load puts many rows in one command.
@@ -185,7 +198,7 @@ func (s *Service) Stat(ctx context.Context, r *dcpb.KVStatRequest) (*dcpb.KVStat
 	reply := &dcpb.KVStatReply{}
 	return reply, s.view(ctx, "kv.stat", r.Header, r.Table, func(rd storage.Reader) error {
 		t, rev := kv.Totals(rd, r.Table)
-		reply.Rows, reply.Bytes, reply.MtimeMs, reply.Revision = t.Rows, t.Bytes, t.MtimeMs, uint64(rev)
+		reply.Rows, reply.Bytes, reply.MtimeMs, reply.Revision, reply.TtlMs = t.Rows, t.Bytes, t.MtimeMs, uint64(rev), t.TtlMs
 		return nil
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -28,7 +27,9 @@ type Config struct {
 	Replicas replica.Replicas
 	// Descriptors, if set, is told when a dropped table has been swept.
 	Descriptors Descriptors
-	Log         *slog.Logger
+	// Expiry says why no row can have a time to live yet; default: every row can.
+	Expiry func() error
+	Log    *slog.Logger
 }
 
 // Service serves the kv groups that this node leads.
@@ -37,7 +38,7 @@ type Service struct {
 	cfg Config
 
 	mu    sync.Mutex
-	wakes map[dc.GroupID]chan struct{} // of the groups that this node leads: a table was dropped
+	terms map[dc.GroupID]*term // of the groups that this node leads
 }
 
 var _ dcpb.KVServer = (*Service)(nil)
@@ -47,7 +48,10 @@ func New(cfg Config) *Service {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Service{cfg: cfg, wakes: map[dc.GroupID]chan struct{}{}}
+	if cfg.Expiry == nil {
+		cfg.Expiry = func() error { return nil }
+	}
+	return &Service{cfg: cfg, terms: map[dc.GroupID]*term{}}
 }
 
 // Kind says how a node runs kv groups.
@@ -92,7 +96,7 @@ func (s *Service) change(ctx context.Context, name string, h *dcpb.Header, op an
 // frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
 func frees(op any) bool {
 	switch op.(type) {
-	case *command.KVRemove, *command.KVDrop, *command.KVSweep:
+	case *command.KVRemove, *command.KVDrop, *command.KVSweep, *command.KVExpire:
 		return true
 	}
 	return false
@@ -133,100 +137,10 @@ func (s *Service) view(ctx context.Context, name string, h *dcpb.Header, table u
 
 func rowInfo(key []byte, r *command.KVRow) *dcpb.KVRowInfo {
 	return &dcpb.KVRowInfo{
-		Key: key, Dir: r.Dir, Size: r.Size, Revision: r.Revision, Created: r.Created, MtimeMs: r.MtimeMs, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid,
+		Key: key, Dir: r.Dir, Size: r.Size, Revision: r.Revision, Created: r.Created, MtimeMs: r.MtimeMs, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid, ExpiresMs: r.ExpiresMs,
 	}
 }
 
 func owner(p dc.Principal, mode uint32) *command.KVOwner {
 	return &command.KVOwner{Uid: p.UID, Gid: p.GID, Mode: mode & 0o7777}
-}
-
-// Times of the sweep of dropped tables.
-const (
-	sweepEvery  = 10 * time.Second // looks for dropped tables; a drop wakes it at once
-	sweepPause  = 5 * time.Millisecond
-	sweepTables = 64
-)
-
-// applied wakes the sweep of a group that this node leads when a table of it was dropped.
-func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
-	if len(events) == 0 {
-		return
-	}
-	s.mu.Lock()
-	wake := s.wakes[g]
-	s.mu.Unlock()
-	select {
-	case wake <- struct{}{}: // never, if this node does not lead
-	default:
-	}
-}
-
-// lead sweeps dropped tables while this node leads the group.
-func (s *Service) lead(ctx context.Context, r replica.Replica) {
-	wake := make(chan struct{}, 1)
-	s.mu.Lock()
-	s.wakes[r.Group()] = wake
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		delete(s.wakes, r.Group())
-	}()
-	for {
-		if err := s.sweepAll(ctx, r); err != nil && ctx.Err() == nil {
-			s.cfg.Log.Warn("sweep of dropped tables stopped", "group", r.Group().String(), "err", err)
-		}
-		select {
-		case <-wake:
-		case <-time.After(sweepEvery):
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-func (s *Service) sweepAll(ctx context.Context, r replica.Replica) error {
-	after := uint64(0)
-	for {
-		var tables []uint64
-		err := r.Local(func(rd storage.Reader) error {
-			tables = kv.Unswept(rd, after, sweepTables)
-			return nil
-		})
-		if err != nil || len(tables) == 0 {
-			return err
-		}
-		for _, t := range tables {
-			if err := s.sweepTable(ctx, r, t); err != nil {
-				return err
-			}
-			after = t
-		}
-	}
-}
-
-func (s *Service) sweepTable(ctx context.Context, r replica.Replica, table uint64) error {
-	for {
-		once, cancel := context.WithTimeout(ctx, dc.OpTimeout)
-		res, err := propose(once, r, r.NewID(), &command.KVSweep{Table: table})
-		cancel()
-		if err != nil {
-			return err
-		}
-		if !res.More {
-			break
-		}
-		select { // leave room for what users wait for
-		case <-time.After(sweepPause):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	if s.cfg.Descriptors == nil {
-		return nil
-	}
-	once, cancel := context.WithTimeout(ctx, dc.OpTimeout)
-	defer cancel()
-	return s.cfg.Descriptors.RemoveDescriptor(once, "table", table)
 }

@@ -169,3 +169,53 @@ func TestWhatIsRefusedAtTheDoor(t *testing.T) {
 		}
 	}
 }
+
+// Rows go when their time is over, whoever leads then; nothing is proposed before.
+func TestRowsExpireOnTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStore(t)
+		there := func(key string) bool {
+			t.Helper()
+			_, err := s.Get(t.Context(), &dcpb.KVGetRequest{Header: s.header(), Table: 3, Key: []byte(key)})
+			if err != nil && !errors.Is(err, dc.NotFound) {
+				t.Fatal(err)
+			}
+			return err == nil
+		}
+		expires := func(key string, ttl time.Duration) {
+			t.Helper()
+			ms := ttl.Milliseconds()
+			if _, err := s.SetAttr(t.Context(), &dcpb.KVSetAttrRequest{Header: s.header(), Table: 3, Key: []byte(key), TtlMs: &ms}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, key := range []string{"hour", "minute", "second", "stays"} {
+			s.put(t, 3, key, "v")
+		}
+		expires("hour", time.Hour)
+		expires("minute", time.Minute)
+		expires("second", time.Second)
+		time.Sleep(990 * time.Millisecond)
+		if !there("second") {
+			t.Error("a row went early")
+		}
+		time.Sleep(20 * time.Millisecond)
+		if there("second") || !there("minute") {
+			t.Error("after a second: ", there("second"), there("minute"))
+		}
+		expires("hour", 30*time.Second) // sooner than was said
+		s.put(t, 3, "minute", "again")  // a new value, for ever
+		time.Sleep(29 * time.Second)
+		s.rep.Resign()
+		time.Sleep(5 * time.Second)
+		s.rep.Lead()
+		time.Sleep(time.Second)
+		if there("hour") {
+			t.Error("a row whose time was over while nobody led is still there")
+		}
+		time.Sleep(2 * time.Hour)
+		if !there("stays") || !there("minute") {
+			t.Error("a row went that had no end")
+		}
+	})
+}

@@ -15,6 +15,7 @@ var (
 	fencedWrites   = feature{"writes under a fencing token", dc.Version{0, 2, 0}}
 	movedBlocks    = feature{"moves of blocks", dc.Version{0, 3, 0}}
 	fullFiles      = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
+	rowsExpire     = feature{"rows with a time to live", dc.Version{0, 3, 0}}
 	topicRetention = feature{"retention of topics", dc.Version{0, 3, 0}}
 )
 

@@ -78,7 +78,9 @@ func (n *Node) openLock(r *rooms) {
 }
 
 func (n *Node) openKV(r *rooms) {
-	r.kinds[dc.KindKV] = kv.New(kv.Config{Replicas: n.replicas, Descriptors: n.meta, Log: n.log}).Kind()
+	r.kinds[dc.KindKV] = kv.New(kv.Config{
+		Replicas: n.replicas, Descriptors: n.meta, Log: n.log, Expiry: func() error { return n.directory.allows(rowsExpire) },
+	}).Kind()
 	r.mount.Rooms["kv"] = kvfs.New(client.NewKV(n.client, n.meta))
 }
 

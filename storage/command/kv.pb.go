@@ -93,6 +93,8 @@ type KVCommand struct {
 	//	*KVCommand_Load
 	//	*KVCommand_Drop
 	//	*KVCommand_Sweep
+	//	*KVCommand_SetTable
+	//	*KVCommand_Expire
 	Op            isKVCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -223,6 +225,24 @@ func (x *KVCommand) GetSweep() *KVSweep {
 	return nil
 }
 
+func (x *KVCommand) GetSetTable() *KVSetTable {
+	if x != nil {
+		if x, ok := x.Op.(*KVCommand_SetTable); ok {
+			return x.SetTable
+		}
+	}
+	return nil
+}
+
+func (x *KVCommand) GetExpire() *KVExpire {
+	if x != nil {
+		if x, ok := x.Op.(*KVCommand_Expire); ok {
+			return x.Expire
+		}
+	}
+	return nil
+}
+
 type isKVCommand_Op interface {
 	isKVCommand_Op()
 }
@@ -263,6 +283,14 @@ type KVCommand_Sweep struct {
 	Sweep *KVSweep `protobuf:"bytes,10,opt,name=sweep,proto3,oneof"`
 }
 
+type KVCommand_SetTable struct {
+	SetTable *KVSetTable `protobuf:"bytes,11,opt,name=set_table,json=setTable,proto3,oneof"` // since 0.3.0
+}
+
+type KVCommand_Expire struct {
+	Expire *KVExpire `protobuf:"bytes,12,opt,name=expire,proto3,oneof"` // since 0.3.0
+}
+
 func (*KVCommand_Put) isKVCommand_Op() {}
 
 func (*KVCommand_Remove) isKVCommand_Op() {}
@@ -280,6 +308,10 @@ func (*KVCommand_Load) isKVCommand_Op() {}
 func (*KVCommand_Drop) isKVCommand_Op() {}
 
 func (*KVCommand_Sweep) isKVCommand_Op() {}
+
+func (*KVCommand_SetTable) isKVCommand_Op() {}
+
+func (*KVCommand_Expire) isKVCommand_Op() {}
 
 // KVOwner is who a new row belongs to.
 type KVOwner struct {
@@ -647,6 +679,7 @@ type KVSetAttr struct {
 	Uid           *uint32                `protobuf:"varint,4,opt,name=uid,proto3,oneof" json:"uid,omitempty"`
 	Gid           *uint32                `protobuf:"varint,5,opt,name=gid,proto3,oneof" json:"gid,omitempty"`
 	MtimeMs       *int64                 `protobuf:"varint,6,opt,name=mtime_ms,json=mtimeMs,proto3,oneof" json:"mtime_ms,omitempty"`
+	TtlMs         *int64                 `protobuf:"varint,7,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"` // since 0.3.0; how long the row lives from now on; 0: for ever
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -723,6 +756,103 @@ func (x *KVSetAttr) GetMtimeMs() int64 {
 	return 0
 }
 
+func (x *KVSetAttr) GetTtlMs() int64 {
+	if x != nil && x.TtlMs != nil {
+		return *x.TtlMs
+	}
+	return 0
+}
+
+// KVSetTable changes the settings that are present.
+type KVSetTable struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         uint64                 `protobuf:"varint,1,opt,name=table,proto3" json:"table,omitempty"`
+	TtlMs         *int64                 `protobuf:"varint,2,opt,name=ttl_ms,json=ttlMs,proto3,oneof" json:"ttl_ms,omitempty"` // how long a row lives from when its value was replaced; 0: for ever
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVSetTable) Reset() {
+	*x = KVSetTable{}
+	mi := &file_kv_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVSetTable) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVSetTable) ProtoMessage() {}
+
+func (x *KVSetTable) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVSetTable.ProtoReflect.Descriptor instead.
+func (*KVSetTable) Descriptor() ([]byte, []int) {
+	return file_kv_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *KVSetTable) GetTable() uint64 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KVSetTable) GetTtlMs() int64 {
+	if x != nil && x.TtlMs != nil {
+		return *x.TtlMs
+	}
+	return 0
+}
+
+// KVExpire removes some of the group's rows whose time to live is over.
+type KVExpire struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVExpire) Reset() {
+	*x = KVExpire{}
+	mi := &file_kv_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVExpire) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVExpire) ProtoMessage() {}
+
+func (x *KVExpire) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVExpire.ProtoReflect.Descriptor instead.
+func (*KVExpire) Descriptor() ([]byte, []int) {
+	return file_kv_proto_rawDescGZIP(), []int{8}
+}
+
 type KVCondition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -736,7 +866,7 @@ type KVCondition struct {
 
 func (x *KVCondition) Reset() {
 	*x = KVCondition{}
-	mi := &file_kv_proto_msgTypes[7]
+	mi := &file_kv_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +878,7 @@ func (x *KVCondition) String() string {
 func (*KVCondition) ProtoMessage() {}
 
 func (x *KVCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[7]
+	mi := &file_kv_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +891,7 @@ func (x *KVCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVCondition.ProtoReflect.Descriptor instead.
 func (*KVCondition) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{7}
+	return file_kv_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KVCondition) GetKey() []byte {
@@ -815,7 +945,7 @@ type KVAction struct {
 
 func (x *KVAction) Reset() {
 	*x = KVAction{}
-	mi := &file_kv_proto_msgTypes[8]
+	mi := &file_kv_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -827,7 +957,7 @@ func (x *KVAction) String() string {
 func (*KVAction) ProtoMessage() {}
 
 func (x *KVAction) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[8]
+	mi := &file_kv_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -840,7 +970,7 @@ func (x *KVAction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVAction.ProtoReflect.Descriptor instead.
 func (*KVAction) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{8}
+	return file_kv_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *KVAction) GetKey() []byte {
@@ -935,7 +1065,7 @@ type KVTxn struct {
 
 func (x *KVTxn) Reset() {
 	*x = KVTxn{}
-	mi := &file_kv_proto_msgTypes[9]
+	mi := &file_kv_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1077,7 @@ func (x *KVTxn) String() string {
 func (*KVTxn) ProtoMessage() {}
 
 func (x *KVTxn) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[9]
+	mi := &file_kv_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1090,7 @@ func (x *KVTxn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVTxn.ProtoReflect.Descriptor instead.
 func (*KVTxn) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{9}
+	return file_kv_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *KVTxn) GetTable() uint64 {
@@ -1008,7 +1138,7 @@ type KVPair struct {
 
 func (x *KVPair) Reset() {
 	*x = KVPair{}
-	mi := &file_kv_proto_msgTypes[10]
+	mi := &file_kv_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1150,7 @@ func (x *KVPair) String() string {
 func (*KVPair) ProtoMessage() {}
 
 func (x *KVPair) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[10]
+	mi := &file_kv_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1163,7 @@ func (x *KVPair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVPair.ProtoReflect.Descriptor instead.
 func (*KVPair) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{10}
+	return file_kv_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *KVPair) GetKey() []byte {
@@ -1062,7 +1192,7 @@ type KVLoad struct {
 
 func (x *KVLoad) Reset() {
 	*x = KVLoad{}
-	mi := &file_kv_proto_msgTypes[11]
+	mi := &file_kv_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1204,7 @@ func (x *KVLoad) String() string {
 func (*KVLoad) ProtoMessage() {}
 
 func (x *KVLoad) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[11]
+	mi := &file_kv_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1217,7 @@ func (x *KVLoad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVLoad.ProtoReflect.Descriptor instead.
 func (*KVLoad) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{11}
+	return file_kv_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *KVLoad) GetTable() uint64 {
@@ -1122,7 +1252,7 @@ type KVDrop struct {
 
 func (x *KVDrop) Reset() {
 	*x = KVDrop{}
-	mi := &file_kv_proto_msgTypes[12]
+	mi := &file_kv_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1264,7 @@ func (x *KVDrop) String() string {
 func (*KVDrop) ProtoMessage() {}
 
 func (x *KVDrop) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[12]
+	mi := &file_kv_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1277,7 @@ func (x *KVDrop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVDrop.ProtoReflect.Descriptor instead.
 func (*KVDrop) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{12}
+	return file_kv_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *KVDrop) GetTable() uint64 {
@@ -1174,7 +1304,7 @@ type KVSweep struct {
 
 func (x *KVSweep) Reset() {
 	*x = KVSweep{}
-	mi := &file_kv_proto_msgTypes[13]
+	mi := &file_kv_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1316,7 @@ func (x *KVSweep) String() string {
 func (*KVSweep) ProtoMessage() {}
 
 func (x *KVSweep) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[13]
+	mi := &file_kv_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1329,7 @@ func (x *KVSweep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVSweep.ProtoReflect.Descriptor instead.
 func (*KVSweep) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{13}
+	return file_kv_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *KVSweep) GetTable() uint64 {
@@ -1215,14 +1345,14 @@ type KVResult struct {
 	Row           *KVRow                 `protobuf:"bytes,2,opt,name=row,proto3" json:"row,omitempty"`              // without its value
 	Succeeded     bool                   `protobuf:"varint,3,opt,name=succeeded,proto3" json:"succeeded,omitempty"` // of a transaction: the conditions held
 	Values        []*KVPair              `protobuf:"bytes,4,rep,name=values,proto3" json:"values,omitempty"`        // of a transaction: what its adds came to
-	More          bool                   `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`           // of a sweep: rows are left
+	More          bool                   `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`           // of a sweep, an expiry: rows are left
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KVResult) Reset() {
 	*x = KVResult{}
-	mi := &file_kv_proto_msgTypes[14]
+	mi := &file_kv_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1364,7 @@ func (x *KVResult) String() string {
 func (*KVResult) ProtoMessage() {}
 
 func (x *KVResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[14]
+	mi := &file_kv_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1377,7 @@ func (x *KVResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVResult.ProtoReflect.Descriptor instead.
 func (*KVResult) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{14}
+	return file_kv_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *KVResult) GetRevision() uint64 {
@@ -1296,14 +1426,15 @@ type KVRow struct {
 	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
 	Dir           bool                   `protobuf:"varint,8,opt,name=dir,proto3" json:"dir,omitempty"`
-	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"` // of the value, where the value is left out
+	Size          uint64                 `protobuf:"varint,9,opt,name=size,proto3" json:"size,omitempty"`                             // of the value, where the value is left out
+	ExpiresMs     int64                  `protobuf:"varint,10,opt,name=expires_ms,json=expiresMs,proto3" json:"expires_ms,omitempty"` // log clock; 0: never
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KVRow) Reset() {
 	*x = KVRow{}
-	mi := &file_kv_proto_msgTypes[15]
+	mi := &file_kv_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1315,7 +1446,7 @@ func (x *KVRow) String() string {
 func (*KVRow) ProtoMessage() {}
 
 func (x *KVRow) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[15]
+	mi := &file_kv_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1328,7 +1459,7 @@ func (x *KVRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVRow.ProtoReflect.Descriptor instead.
 func (*KVRow) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{15}
+	return file_kv_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KVRow) GetValue() []byte {
@@ -1394,6 +1525,13 @@ func (x *KVRow) GetSize() uint64 {
 	return 0
 }
 
+func (x *KVRow) GetExpiresMs() int64 {
+	if x != nil {
+		return x.ExpiresMs
+	}
+	return 0
+}
+
 // KVTable is what a group keeps of a table beside its rows.
 type KVTable struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1402,13 +1540,14 @@ type KVTable struct {
 	Dropped       bool                   `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	Swept         bool                   `protobuf:"varint,4,opt,name=swept,proto3" json:"swept,omitempty"` // dropped, and no row is left
 	MtimeMs       int64                  `protobuf:"varint,5,opt,name=mtime_ms,json=mtimeMs,proto3" json:"mtime_ms,omitempty"`
+	TtlMs         int64                  `protobuf:"varint,6,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // of rows whose value is replaced; 0: for ever
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KVTable) Reset() {
 	*x = KVTable{}
-	mi := &file_kv_proto_msgTypes[16]
+	mi := &file_kv_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1420,7 +1559,7 @@ func (x *KVTable) String() string {
 func (*KVTable) ProtoMessage() {}
 
 func (x *KVTable) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[16]
+	mi := &file_kv_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1433,7 +1572,7 @@ func (x *KVTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVTable.ProtoReflect.Descriptor instead.
 func (*KVTable) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{16}
+	return file_kv_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KVTable) GetRows() uint64 {
@@ -1471,6 +1610,13 @@ func (x *KVTable) GetMtimeMs() int64 {
 	return 0
 }
 
+func (x *KVTable) GetTtlMs() int64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
 // KVState is the group's own record.
 type KVState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1481,7 +1627,7 @@ type KVState struct {
 
 func (x *KVState) Reset() {
 	*x = KVState{}
-	mi := &file_kv_proto_msgTypes[17]
+	mi := &file_kv_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1639,7 @@ func (x *KVState) String() string {
 func (*KVState) ProtoMessage() {}
 
 func (x *KVState) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[17]
+	mi := &file_kv_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1652,7 @@ func (x *KVState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVState.ProtoReflect.Descriptor instead.
 func (*KVState) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{17}
+	return file_kv_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *KVState) GetRevision() uint64 {
@@ -1520,7 +1666,7 @@ var File_kv_proto protoreflect.FileDescriptor
 
 const file_kv_proto_rawDesc = "" +
 	"\n" +
-	"\bkv.proto\x12\rdc.command.v1\"\xd6\x03\n" +
+	"\bkv.proto\x12\rdc.command.v1\"\xc3\x04\n" +
 	"\tKVCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12(\n" +
 	"\x03put\x18\x02 \x01(\v2\x14.dc.command.v1.KVPutH\x00R\x03put\x121\n" +
@@ -1532,7 +1678,9 @@ const file_kv_proto_rawDesc = "" +
 	"\x04load\x18\b \x01(\v2\x15.dc.command.v1.KVLoadH\x00R\x04load\x12+\n" +
 	"\x04drop\x18\t \x01(\v2\x15.dc.command.v1.KVDropH\x00R\x04drop\x12.\n" +
 	"\x05sweep\x18\n" +
-	" \x01(\v2\x16.dc.command.v1.KVSweepH\x00R\x05sweepB\x04\n" +
+	" \x01(\v2\x16.dc.command.v1.KVSweepH\x00R\x05sweep\x128\n" +
+	"\tset_table\x18\v \x01(\v2\x19.dc.command.v1.KVSetTableH\x00R\bsetTable\x121\n" +
+	"\x06expire\x18\f \x01(\v2\x17.dc.command.v1.KVExpireH\x00R\x06expireB\x04\n" +
 	"\x02op\"A\n" +
 	"\aKVOwner\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
@@ -1563,18 +1711,27 @@ const file_kv_proto_rawDesc = "" +
 	"\x04from\x18\x02 \x01(\fR\x04from\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\fR\x02to\x12\x1d\n" +
 	"\n" +
-	"no_replace\x18\x04 \x01(\bR\tnoReplace\"\xc0\x01\n" +
+	"no_replace\x18\x04 \x01(\bR\tnoReplace\"\xe7\x01\n" +
 	"\tKVSetAttr\x12\x14\n" +
 	"\x05table\x18\x01 \x01(\x04R\x05table\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x17\n" +
 	"\x04mode\x18\x03 \x01(\rH\x00R\x04mode\x88\x01\x01\x12\x15\n" +
 	"\x03uid\x18\x04 \x01(\rH\x01R\x03uid\x88\x01\x01\x12\x15\n" +
 	"\x03gid\x18\x05 \x01(\rH\x02R\x03gid\x88\x01\x01\x12\x1e\n" +
-	"\bmtime_ms\x18\x06 \x01(\x03H\x03R\amtimeMs\x88\x01\x01B\a\n" +
+	"\bmtime_ms\x18\x06 \x01(\x03H\x03R\amtimeMs\x88\x01\x01\x12\x1a\n" +
+	"\x06ttl_ms\x18\a \x01(\x03H\x04R\x05ttlMs\x88\x01\x01B\a\n" +
 	"\x05_modeB\x06\n" +
 	"\x04_uidB\x06\n" +
 	"\x04_gidB\v\n" +
-	"\t_mtime_ms\"\xa1\x01\n" +
+	"\t_mtime_msB\t\n" +
+	"\a_ttl_ms\"I\n" +
+	"\n" +
+	"KVSetTable\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\x04R\x05table\x12\x1a\n" +
+	"\x06ttl_ms\x18\x02 \x01(\x03H\x00R\x05ttlMs\x88\x01\x01B\t\n" +
+	"\a_ttl_ms\"\n" +
+	"\n" +
+	"\bKVExpire\"\xa1\x01\n" +
 	"\vKVCondition\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x1d\n" +
 	"\aversion\x18\x02 \x01(\x04H\x00R\aversion\x88\x01\x01\x12\x16\n" +
@@ -1616,7 +1773,7 @@ const file_kv_proto_rawDesc = "" +
 	"\x03row\x18\x02 \x01(\v2\x14.dc.command.v1.KVRowR\x03row\x12\x1c\n" +
 	"\tsucceeded\x18\x03 \x01(\bR\tsucceeded\x12-\n" +
 	"\x06values\x18\x04 \x03(\v2\x15.dc.command.v1.KVPairR\x06values\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"\xcc\x01\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"\xeb\x01\n" +
 	"\x05KVRow\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x18\n" +
@@ -1626,13 +1783,17 @@ const file_kv_proto_rawDesc = "" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\a \x01(\rR\x03gid\x12\x10\n" +
 	"\x03dir\x18\b \x01(\bR\x03dir\x12\x12\n" +
-	"\x04size\x18\t \x01(\x04R\x04size\"~\n" +
+	"\x04size\x18\t \x01(\x04R\x04size\x12\x1d\n" +
+	"\n" +
+	"expires_ms\x18\n" +
+	" \x01(\x03R\texpiresMs\"\x95\x01\n" +
 	"\aKVTable\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\bR\adropped\x12\x14\n" +
 	"\x05swept\x18\x04 \x01(\bR\x05swept\x12\x19\n" +
-	"\bmtime_ms\x18\x05 \x01(\x03R\amtimeMs\"%\n" +
+	"\bmtime_ms\x18\x05 \x01(\x03R\amtimeMs\x12\x15\n" +
+	"\x06ttl_ms\x18\x06 \x01(\x03R\x05ttlMs\"%\n" +
 	"\aKVState\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision*e\n" +
 	"\x05KVHow\x12\x12\n" +
@@ -1655,7 +1816,7 @@ func file_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_kv_proto_goTypes = []any{
 	(KVHow)(0),          // 0: dc.command.v1.KVHow
 	(*KVCommand)(nil),   // 1: dc.command.v1.KVCommand
@@ -1665,17 +1826,19 @@ var file_kv_proto_goTypes = []any{
 	(*KVMkdir)(nil),     // 5: dc.command.v1.KVMkdir
 	(*KVRename)(nil),    // 6: dc.command.v1.KVRename
 	(*KVSetAttr)(nil),   // 7: dc.command.v1.KVSetAttr
-	(*KVCondition)(nil), // 8: dc.command.v1.KVCondition
-	(*KVAction)(nil),    // 9: dc.command.v1.KVAction
-	(*KVTxn)(nil),       // 10: dc.command.v1.KVTxn
-	(*KVPair)(nil),      // 11: dc.command.v1.KVPair
-	(*KVLoad)(nil),      // 12: dc.command.v1.KVLoad
-	(*KVDrop)(nil),      // 13: dc.command.v1.KVDrop
-	(*KVSweep)(nil),     // 14: dc.command.v1.KVSweep
-	(*KVResult)(nil),    // 15: dc.command.v1.KVResult
-	(*KVRow)(nil),       // 16: dc.command.v1.KVRow
-	(*KVTable)(nil),     // 17: dc.command.v1.KVTable
-	(*KVState)(nil),     // 18: dc.command.v1.KVState
+	(*KVSetTable)(nil),  // 8: dc.command.v1.KVSetTable
+	(*KVExpire)(nil),    // 9: dc.command.v1.KVExpire
+	(*KVCondition)(nil), // 10: dc.command.v1.KVCondition
+	(*KVAction)(nil),    // 11: dc.command.v1.KVAction
+	(*KVTxn)(nil),       // 12: dc.command.v1.KVTxn
+	(*KVPair)(nil),      // 13: dc.command.v1.KVPair
+	(*KVLoad)(nil),      // 14: dc.command.v1.KVLoad
+	(*KVDrop)(nil),      // 15: dc.command.v1.KVDrop
+	(*KVSweep)(nil),     // 16: dc.command.v1.KVSweep
+	(*KVResult)(nil),    // 17: dc.command.v1.KVResult
+	(*KVRow)(nil),       // 18: dc.command.v1.KVRow
+	(*KVTable)(nil),     // 19: dc.command.v1.KVTable
+	(*KVState)(nil),     // 20: dc.command.v1.KVState
 }
 var file_kv_proto_depIdxs = []int32{
 	3,  // 0: dc.command.v1.KVCommand.put:type_name -> dc.command.v1.KVPut
@@ -1683,26 +1846,28 @@ var file_kv_proto_depIdxs = []int32{
 	5,  // 2: dc.command.v1.KVCommand.mkdir:type_name -> dc.command.v1.KVMkdir
 	6,  // 3: dc.command.v1.KVCommand.rename:type_name -> dc.command.v1.KVRename
 	7,  // 4: dc.command.v1.KVCommand.set_attr:type_name -> dc.command.v1.KVSetAttr
-	10, // 5: dc.command.v1.KVCommand.txn:type_name -> dc.command.v1.KVTxn
-	12, // 6: dc.command.v1.KVCommand.load:type_name -> dc.command.v1.KVLoad
-	13, // 7: dc.command.v1.KVCommand.drop:type_name -> dc.command.v1.KVDrop
-	14, // 8: dc.command.v1.KVCommand.sweep:type_name -> dc.command.v1.KVSweep
-	0,  // 9: dc.command.v1.KVPut.how:type_name -> dc.command.v1.KVHow
-	2,  // 10: dc.command.v1.KVPut.owner:type_name -> dc.command.v1.KVOwner
-	2,  // 11: dc.command.v1.KVMkdir.owner:type_name -> dc.command.v1.KVOwner
-	8,  // 12: dc.command.v1.KVTxn.conditions:type_name -> dc.command.v1.KVCondition
-	9,  // 13: dc.command.v1.KVTxn.then:type_name -> dc.command.v1.KVAction
-	9,  // 14: dc.command.v1.KVTxn.otherwise:type_name -> dc.command.v1.KVAction
-	2,  // 15: dc.command.v1.KVTxn.owner:type_name -> dc.command.v1.KVOwner
-	11, // 16: dc.command.v1.KVLoad.rows:type_name -> dc.command.v1.KVPair
-	2,  // 17: dc.command.v1.KVLoad.owner:type_name -> dc.command.v1.KVOwner
-	16, // 18: dc.command.v1.KVResult.row:type_name -> dc.command.v1.KVRow
-	11, // 19: dc.command.v1.KVResult.values:type_name -> dc.command.v1.KVPair
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	12, // 5: dc.command.v1.KVCommand.txn:type_name -> dc.command.v1.KVTxn
+	14, // 6: dc.command.v1.KVCommand.load:type_name -> dc.command.v1.KVLoad
+	15, // 7: dc.command.v1.KVCommand.drop:type_name -> dc.command.v1.KVDrop
+	16, // 8: dc.command.v1.KVCommand.sweep:type_name -> dc.command.v1.KVSweep
+	8,  // 9: dc.command.v1.KVCommand.set_table:type_name -> dc.command.v1.KVSetTable
+	9,  // 10: dc.command.v1.KVCommand.expire:type_name -> dc.command.v1.KVExpire
+	0,  // 11: dc.command.v1.KVPut.how:type_name -> dc.command.v1.KVHow
+	2,  // 12: dc.command.v1.KVPut.owner:type_name -> dc.command.v1.KVOwner
+	2,  // 13: dc.command.v1.KVMkdir.owner:type_name -> dc.command.v1.KVOwner
+	10, // 14: dc.command.v1.KVTxn.conditions:type_name -> dc.command.v1.KVCondition
+	11, // 15: dc.command.v1.KVTxn.then:type_name -> dc.command.v1.KVAction
+	11, // 16: dc.command.v1.KVTxn.otherwise:type_name -> dc.command.v1.KVAction
+	2,  // 17: dc.command.v1.KVTxn.owner:type_name -> dc.command.v1.KVOwner
+	13, // 18: dc.command.v1.KVLoad.rows:type_name -> dc.command.v1.KVPair
+	2,  // 19: dc.command.v1.KVLoad.owner:type_name -> dc.command.v1.KVOwner
+	18, // 20: dc.command.v1.KVResult.row:type_name -> dc.command.v1.KVRow
+	13, // 21: dc.command.v1.KVResult.values:type_name -> dc.command.v1.KVPair
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_kv_proto_init() }
@@ -1720,10 +1885,13 @@ func file_kv_proto_init() {
 		(*KVCommand_Load)(nil),
 		(*KVCommand_Drop)(nil),
 		(*KVCommand_Sweep)(nil),
+		(*KVCommand_SetTable)(nil),
+		(*KVCommand_Expire)(nil),
 	}
 	file_kv_proto_msgTypes[6].OneofWrappers = []any{}
 	file_kv_proto_msgTypes[7].OneofWrappers = []any{}
-	file_kv_proto_msgTypes[8].OneofWrappers = []any{
+	file_kv_proto_msgTypes[9].OneofWrappers = []any{}
+	file_kv_proto_msgTypes[10].OneofWrappers = []any{
 		(*KVAction_Put)(nil),
 		(*KVAction_Append)(nil),
 		(*KVAction_Add)(nil),
@@ -1735,7 +1903,7 @@ func file_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kv_proto_rawDesc), len(file_kv_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

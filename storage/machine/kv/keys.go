@@ -13,9 +13,11 @@ import (
 //	r<table><segment>...   KVRow; segments end by themselves, so keys sort as paths: all below "a" before "a-b"
 //	t<table>               KVTable
 //	s                      KVState
+//	x<ms><table><path>     when a row is to go (empty)
 const (
-	rowRow   = 'r'
-	rowTable = 't'
+	rowRow    = 'r'
+	rowTable  = 't'
+	rowExpiry = 'x'
 )
 
 var stateKey = []byte{'s'}

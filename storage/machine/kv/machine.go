@@ -59,6 +59,10 @@ func apply(tx storage.Tx, c *command.KVCommand) (*command.KVResult, error) {
 		return staged(tx, "kv.txn", op.Txn.Table, func(s *stage) (*command.KVResult, error) { return s.txn(op.Txn) })
 	case *command.KVCommand_Load:
 		return staged(tx, "kv.load", op.Load.Table, func(s *stage) (*command.KVResult, error) { return s.load(op.Load) })
+	case *command.KVCommand_SetTable:
+		return staged(tx, "kv.ctl", op.SetTable.Table, func(s *stage) (*command.KVResult, error) { return s.setTable(op.SetTable) })
+	case *command.KVCommand_Expire:
+		return expire(tx)
 	case *command.KVCommand_Drop:
 		return drop(tx, op.Drop)
 	case *command.KVCommand_Sweep:
@@ -85,7 +89,7 @@ func staged(tx storage.Tx, op string, table uint64, run func(*stage) (*command.K
 // without gives a row as results carry it: with its size, without its value.
 func without(r *command.KVRow) *command.KVRow {
 	return &command.KVRow{
-		Revision: r.Revision, Created: r.Created, MtimeMs: r.MtimeMs, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid, Dir: r.Dir, Size: uint64(len(r.Value)),
+		Revision: r.Revision, Created: r.Created, MtimeMs: r.MtimeMs, Mode: r.Mode, Uid: r.Uid, Gid: r.Gid, Dir: r.Dir, Size: uint64(len(r.Value)), ExpiresMs: r.ExpiresMs,
 	}
 }
 
@@ -108,7 +112,7 @@ func (s *stage) put(c *command.KVPut) (*command.KVResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &command.KVResult{Row: without(s.write(c.Key, value, old, c.Owner))}, nil
+	return &command.KVResult{Row: without(s.write(c.Key, value, old, c.How == command.KVHow_KV_HOW_REPLACE, c.Owner))}, nil
 }
 
 // newValue gives the value that a put makes of the old one.
@@ -208,6 +212,15 @@ func (s *stage) setAttr(c *command.KVSetAttr) (*command.KVResult, error) {
 	if c.MtimeMs != nil {
 		r.MtimeMs = *c.MtimeMs
 	}
+	if c.TtlMs != nil {
+		if err := CheckTTL(op, *c.TtlMs); err != nil {
+			return nil, err
+		}
+		if r.Dir {
+			return nil, dc.Errorf(dc.IsDir, op, shorten(c.Key), "a time to live is a row's; `ttl` in the table's ctl sets that of all new ones")
+		}
+		r.ExpiresMs = s.end(*c.TtlMs)
+	}
 	s.nextRevision() // the group's; the row's version is that of its value
 	s.set(c.Key, r)
 	return &command.KVResult{Row: without(r)}, nil
@@ -225,7 +238,7 @@ func (s *stage) load(c *command.KVLoad) (*command.KVResult, error) {
 		if err := CheckValue("kv.load", p.Key, uint64(len(p.Value))); err != nil {
 			return nil, err
 		}
-		s.write(p.Key, p.Value, old, c.Owner)
+		s.write(p.Key, p.Value, old, true, c.Owner)
 	}
 	return &command.KVResult{}, nil
 }
@@ -296,6 +309,10 @@ func Command(op any) ([]byte, error) {
 		c.Op = &command.KVCommand_Drop{Drop: op}
 	case *command.KVSweep:
 		c.Op = &command.KVCommand_Sweep{Sweep: op}
+	case *command.KVSetTable:
+		c.Op = &command.KVCommand_SetTable{SetTable: op}
+	case *command.KVExpire:
+		c.Op = &command.KVCommand_Expire{Expire: op}
 	default:
 		panic(fmt.Sprintf("kv: %T is no command", op))
 	}

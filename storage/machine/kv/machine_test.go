@@ -295,6 +295,13 @@ func TestRandomHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		run := storagetest.New(New())
 		model := map[string]string{}
+		ends := map[string]int64{} // by key; rows that are not in it stay
+		ttl := int64(0)            // of the table
+		replaced := func(k string) {
+			if delete(ends, k); ttl > 0 {
+				ends[k] = run.Clock() + ttl
+			}
+		}
 		key := rapid.SampledFrom([]string{"a", "b", "a-b", "d/x", "d/y", "d/e/z", "q%2F", "\x00"})
 		val := rapid.StringN(0, 20, 40)
 		rt.Repeat(map[string]func(*rapid.T){
@@ -304,13 +311,47 @@ func TestRandomHistories(t *testing.T) {
 					rt.Fatal(err)
 				}
 				model[k] = v
+				replaced(k)
 			},
 			"append": func(rt *rapid.T) {
 				k, v := key.Draw(rt, "key"), val.Draw(rt, "value")
 				if _, err := do(run, &command.KVPut{Table: table, Key: []byte(k), How: command.KVHow_KV_HOW_APPEND, Data: []byte(v)}); err != nil {
 					rt.Fatal(err)
 				}
+				if _, ok := model[k]; !ok {
+					replaced(k)
+				}
 				model[k] += v
+			},
+			"ttl": func(rt *rapid.T) {
+				k, ms := key.Draw(rt, "key"), rapid.Int64Range(0, 3000).Draw(rt, "ms")
+				_, err := do(run, &command.KVSetAttr{Table: table, Key: []byte(k), TtlMs: &ms})
+				if _, ok := model[k]; ok != (err == nil) {
+					rt.Fatalf("ttl of %q: %v", k, err)
+				} else if !ok {
+					return
+				}
+				if delete(ends, k); ms > 0 {
+					ends[k] = run.Clock() + ms
+				}
+			},
+			"table's ttl": func(rt *rapid.T) {
+				ttl = rapid.SampledFrom([]int64{0, 1000, 5000}).Draw(rt, "ms")
+				if _, err := do(run, &command.KVSetTable{Table: table, TtlMs: &ttl}); err != nil {
+					rt.Fatal(err)
+				}
+			},
+			"time": func(rt *rapid.T) {
+				run.SetClock(run.Clock() + rapid.Int64Range(0, 2000).Draw(rt, "ms"))
+				if _, err := do(run, &command.KVExpire{}); err != nil {
+					rt.Fatal(err)
+				}
+				for k, at := range ends {
+					if at <= run.Clock() {
+						delete(ends, k)
+						delete(model, k)
+					}
+				}
 			},
 			"remove": func(rt *rapid.T) {
 				k := key.Draw(rt, "key")
@@ -319,17 +360,21 @@ func TestRandomHistories(t *testing.T) {
 					rt.Fatalf("remove %q: %v", k, err)
 				}
 				delete(model, k)
+				delete(ends, k)
 			},
 			"rename": func(rt *rapid.T) {
 				from, to := key.Draw(rt, "from"), key.Draw(rt, "to")
 				_, err := do(run, &command.KVRename{Table: table, From: []byte(from), To: []byte(to)})
-				v, ok := model[from]
+				_, ok := model[from]
 				if ok != (err == nil) {
 					rt.Fatalf("rename %q to %q: %v", from, to, err)
 				}
 				if ok {
-					delete(model, from)
-					model[to] = v
+					move(model, from, to)
+					if from != to {
+						delete(ends, to)
+						move(ends, from, to)
+					}
 				}
 			},
 			"rename dir": func(rt *rapid.T) {
@@ -339,16 +384,38 @@ func TestRandomHistories(t *testing.T) {
 				if err != nil || from == to {
 					return // the table of refusals says when
 				}
-				for k, v := range maps.Clone(model) {
+				for k := range maps.Clone(model) {
 					if rest, ok := strings.CutPrefix(k, from+"/"); ok {
-						delete(model, k)
-						model[to+"/"+rest] = v
+						move(model, k, to+"/"+rest)
+						move(ends, k, to+"/"+rest)
 					}
 				}
 			},
-			"": func(rt *rapid.T) { compare(rt, run, model) },
+			"": func(rt *rapid.T) {
+				compare(rt, run, model)
+				next := int64(0)
+				for _, at := range ends {
+					if next == 0 || at < next {
+						next = at
+					}
+				}
+				_ = run.View(func(r storage.Reader) error {
+					if got := NextExpiry(r); got != next {
+						rt.Fatalf("the next row goes at %d, want %d: %v", got, next, ends)
+					}
+					return nil
+				})
+			},
 		})
 	})
+}
+
+// move takes what m has of a key to another.
+func move[V any](m map[string]V, from, to string) {
+	if v, ok := m[from]; ok {
+		delete(m, from)
+		m[to] = v
+	}
 }
 
 func compare(t *rapid.T, run *storagetest.Run, model map[string]string) {
@@ -373,5 +440,36 @@ func compare(t *rapid.T, run *storagetest.Run, model map[string]string) {
 		return slices.Compare(strings.Split(order[i], "/"), strings.Split(order[j], "/")) < 0
 	}) {
 		t.Fatalf("scan order %q", order)
+	}
+}
+
+// More rows than one command removes go in several, those of a dropped table among them.
+func TestManyRowsExpire(t *testing.T) {
+	run := storagetest.New(New())
+	ttl := int64(1000)
+	must(t, run, &command.KVSetTable{Table: table, TtlMs: &ttl}, &command.KVSetTable{Table: 8, TtlMs: &ttl})
+	for i := range expireRows {
+		must(t, run, put(fmt.Sprint("k", i), "v"), &command.KVPut{Table: 8, Key: fmt.Append(nil, "k", i)})
+	}
+	must(t, run, &command.KVDrop{Table: 8})
+	run.SetClock(run.Clock() + 999)
+	if must(t, run, &command.KVExpire{}); len(names(t, run, "", 1000)) != expireRows {
+		t.Error("rows went early")
+	}
+	run.SetClock(run.Clock() + 1)
+	if r := must(t, run, &command.KVExpire{}); !r.More {
+		t.Error("all went at once")
+	}
+	if r := must(t, run, &command.KVExpire{}); r.More || len(names(t, run, "", 1000)) != 0 {
+		t.Errorf("rows are left: %v, %q", r, names(t, run, "", 1000))
+	}
+	for _, bad := range []int64{-1, dc.MaxKVTTL.Milliseconds() + 1} {
+		if _, err := do(run, &command.KVSetTable{Table: table, TtlMs: &bad}); !errors.Is(err, dc.Invalid) {
+			t.Errorf("a time to live of %d ms: %v", bad, err)
+		}
+	}
+	must(t, run, &command.KVMkdir{Table: table, Key: []byte("d")})
+	if _, err := do(run, &command.KVSetAttr{Table: table, Key: []byte("d"), TtlMs: &ttl}); !errors.Is(err, dc.IsDir) {
+		t.Errorf("a directory with a time to live: %v", err)
 	}
 }

@@ -13,13 +13,14 @@ import (
 
 // A stage collects what one command changes; nothing is written before the whole command is known to succeed.
 type stage struct {
-	tx      storage.Tx
-	id      uint64
-	table   *command.KVTable
-	state   *command.KVState
-	changed bool
-	rows    map[string]*command.KVRow // by stored key; nil is a removal
-	order   []string
+	tx       storage.Tx
+	id       uint64
+	table    *command.KVTable
+	state    *command.KVState
+	changed  bool
+	rows     map[string]*command.KVRow // by stored key; nil is a removal
+	order    []string
+	expiries []expiry
 }
 
 // newStage opens a table; dc.NotFound if it was dropped.
@@ -92,7 +93,9 @@ func (s *stage) nextRevision() uint64 {
 // set stages a row (nil: its removal) and keeps the table's totals.
 func (s *stage) set(key []byte, r *command.KVRow) {
 	stored := string(rowKey(s.id, key))
-	if old := s.row(key); old != nil && !old.Dir {
+	old := s.row(key)
+	s.reindex(key, old, r)
+	if old != nil && !old.Dir {
 		s.table.Rows--
 		s.table.Bytes -= uint64(len(key) + len(old.Value))
 	}
@@ -118,6 +121,7 @@ func (s *stage) flush() {
 			s.tx.Delete([]byte(k))
 		}
 	}
+	s.flushExpiries()
 	s.table.MtimeMs = s.tx.Clock()
 	s.tx.Set(tableKey(s.id), encode(s.table))
 	s.tx.Set(stateKey, encode(s.state))
@@ -175,13 +179,17 @@ func (s *stage) place(op string, key []byte) (*command.KVRow, error) {
 	return nil, s.checkParents(op, key)
 }
 
-// write stages a new value for key on top of old.
-func (s *stage) write(key, value []byte, old *command.KVRow, owner *command.KVOwner) *command.KVRow {
+// write stages a value for key on top of old. One that replaces the old value lives as long as the table says; a part of it that changes leaves its
+// row's end as it is.
+func (s *stage) write(key, value []byte, old *command.KVRow, replaces bool, owner *command.KVOwner) *command.KVRow {
 	r := &command.KVRow{Value: value, Revision: s.nextRevision(), MtimeMs: s.tx.Clock()}
 	if old != nil {
 		r.Created, r.Mode, r.Uid, r.Gid = old.Created, old.Mode, old.Uid, old.Gid
 	} else {
 		r.Created, r.Mode, r.Uid, r.Gid = r.Revision, owner.GetMode(), owner.GetUid(), owner.GetGid()
+	}
+	if r.ExpiresMs = old.GetExpiresMs(); replaces || old == nil {
+		r.ExpiresMs = s.end(s.table.TtlMs)
 	}
 	s.set(key, r)
 	return r

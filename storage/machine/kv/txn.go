@@ -76,7 +76,8 @@ func (s *stage) act(a *command.KVAction, owner *command.KVOwner, res *command.KV
 	if err := CheckValue(op, a.Key, uint64(len(value))); err != nil {
 		return err
 	}
-	s.write(a.Key, value, old, owner)
+	_, replaces := a.Act.(*command.KVAction_Put)
+	s.write(a.Key, value, old, replaces, owner)
 	return nil
 }
 
