@@ -17,10 +17,12 @@ import (
 // Open checks that the caller may open an inode so, notes that its session has it open, and gives the beginning of its content.
 func (s *Service) Open(ctx context.Context, q *dcpb.DataOpenRequest) (out *dcpb.DataContentReply, err error) {
 	ino := file.Ino(q.Ino)
-	// Noted before the inode is read: if the view shows it with a name, no purge can have missed the note.
-	s.openFiles(dc.GroupID(q.Header.GetGroup())).opened(q.Session, q.Opened, ino)
+	// Noted before the inode is read: no purge misses the note, and what is being purged already cannot be opened.
+	if !s.openFiles(dc.GroupID(q.Header.GetGroup())).opened(q.Session, q.Opened, ino) {
+		return nil, dc.Errorf(dc.Stale, "open", ino.String(), "the file has been removed")
+	}
 	err = s.view(ctx, "open", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
-		in, err := data.Open(rd, who, ino, q.Access, q.Again)
+		in, err := data.Open(rd, who, ino, q.Access)
 		if err == nil {
 			out = content(rd, in, 0)
 		}

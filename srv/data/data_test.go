@@ -224,10 +224,24 @@ func TestOpenFilesOutliveTheirNames(t *testing.T) {
 	if got, err := read(t, c, 3, a.Ino); err != nil || string(got) != "still here" {
 		t.Fatalf("open and unlinked: %q, %v", got, err)
 	}
-	if _, err := c.Client(2).Open(as(t, 2), a.Ino, data.WantRead); !errors.Is(err, dc.Stale) {
-		t.Fatalf("an unlinked file was opened anew: %v", err)
+	if _, err := c.Client(2).Open(as(t, 2), b.Ino, data.WantRead); !errors.Is(err, dc.Stale) {
+		t.Fatalf("a purged file was opened: %v", err)
+	}
+	if _, err := c.Client(2).Open(as(t, 2), a.Ino, data.WantRead); err != nil { // whoever found its name before may come late
+		t.Fatal(err)
 	}
 	c.Client(3).Closed(a.Ino)
+	if err := c.Client(3).Report(as(t, 3)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if got, err := read(t, c, 2, a.Ino); err != nil || string(got) != "still here" {
+		t.Fatalf("open on another node: %q, %v", got, err)
+	}
+	c.Client(2).Closed(a.Ino)
+	if err := c.Client(2).Report(as(t, 2)); err != nil {
+		t.Fatal(err)
+	}
 	wait(t, "the file is purged once it is closed", gone(a.Ino))
 	wait(t, "its block is deleted", func() bool { return c.Store(2).Stats().Blocks == 0 })
 	space, err := c.Client(1).Space(as(t, 1))

@@ -29,13 +29,14 @@ type term struct {
 	// swept is applied as it was before a sweep that left nothing to do. Until more is applied there is nothing to look for; an empty look is not
 	// cheap, as it passes over the remains of all that was purged lately.
 	swept uint64
+	seen  map[file.Ino]time.Time  // when orphans were first seen that wait for their purge
 	quiet map[dc.NodeID]time.Time // nodes that did not answer, left alone until then
 	care  *care                   // nil: nobody cares for blocks
 }
 
 // lead purges orphans and has garbage deleted while this node leads the group.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
-	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}}
+	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}, seen: map[file.Ino]time.Time{}}
 	t.applied.Store(1) // what earlier leaders left
 	if s.cfg.Care.Stores != nil && s.cfg.Care.Members != nil {
 		t.care = newCare(s.cfg.Care, r, s.cfg.Log)
@@ -45,6 +46,7 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	}
 	s.setTerm(r.Group(), t)
 	defer s.setTerm(r.Group(), nil)
+	s.openFiles(r.Group()).endPurge()
 	purgeFrom := time.Now().Add(s.cfg.Grace)
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -73,7 +75,7 @@ func (s *Service) sweep(ctx context.Context, r replica.Replica, t *term, mayPurg
 	purged := false
 	if mayPurge {
 		var err error
-		purged, err = s.purge(ctx, r)
+		purged, err = s.purge(ctx, r, t)
 		s.report(ctx, r, "purge", err)
 	}
 	collected, err := s.collect(ctx, r, t)
@@ -111,8 +113,24 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// An orphan is purged orphanRest after it was first seen: who found its name just before may be about to open it. Of more than maxSeen none is waited for.
+const (
+	orphanRest = time.Second
+	maxSeen    = 65_536
+)
+
+// rested tells whether an orphan has been seen long enough ago.
+func (t *term) rested(ino file.Ino) bool {
+	first, known := t.seen[ino]
+	if !known && len(t.seen) < maxSeen {
+		t.seen[ino] = time.Now()
+		return false
+	}
+	return !known || time.Since(first) >= orphanRest
+}
+
 // purge deletes the orphans that nobody has open, a page a command. It tells whether none is left.
-func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err error) {
+func (s *Service) purge(ctx context.Context, r replica.Replica, t *term) (clean bool, err error) {
 	open := s.openFiles(r.Group())
 	clean = true
 	for from := file.Ino(0); ctx.Err() == nil; {
@@ -122,7 +140,10 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err
 			return nil
 		})
 		if err != nil || len(page) == 0 {
-			return clean && err == nil, err
+			if clean = clean && err == nil; clean {
+				clear(t.seen)
+			}
+			return clean, err
 		}
 		if open.isMaking() { // after the page was read: one that was made by then is noted as open once nothing is being made
 			return false, nil
@@ -130,7 +151,7 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err
 		from = page[len(page)-1]
 		var inos []uint64
 		for _, ino := range page {
-			if open.isOpen(ino) {
+			if !t.rested(ino) || !open.startPurge(ino) {
 				clean = false
 				continue
 			}
@@ -143,6 +164,10 @@ func (s *Service) purge(ctx context.Context, r replica.Replica) (clean bool, err
 				return false, err
 			}
 			more = res.More
+		}
+		open.endPurge() // they are gone; with an unknown outcome they stay marked until it is known
+		for _, ino := range inos {
+			delete(t.seen, file.Ino(ino))
 		}
 	}
 	return false, nil

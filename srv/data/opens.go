@@ -15,6 +15,7 @@ type opens struct {
 	mu       sync.Mutex
 	sessions map[uint64]*session
 	files    map[file.Ino]int // how many sessions have it open
+	purging  map[file.Ino]bool
 	nameless int              // files without names being made
 }
 
@@ -28,7 +29,7 @@ func (s *Service) openFiles(g dc.GroupID) *opens {
 	defer s.mu.Unlock()
 	o := s.opens[g]
 	if o == nil {
-		o = &opens{grace: s.cfg.Grace, sessions: map[uint64]*session{}, files: map[file.Ino]int{}}
+		o = &opens{grace: s.cfg.Grace, sessions: map[uint64]*session{}, files: map[file.Ino]int{}, purging: map[file.Ino]bool{}}
 		s.opens[g] = o
 	}
 	return o
@@ -44,15 +45,37 @@ func (o *opens) sessionLocked(id uint64) *session {
 	return x
 }
 
-// opened notes an open. number grows with every open of the session.
-func (o *opens) opened(id, number uint64, ino file.Ino) {
+// opened notes an open, unless the file is being purged. number grows with every open of the session.
+func (o *opens) opened(id, number uint64, ino file.Ino) (ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.purging[ino] {
+		return false
+	}
 	x := o.sessionLocked(id)
 	if _, ok := x.files[ino]; !ok {
 		o.files[ino]++
 	}
 	x.files[ino] = max(x.files[ino], number)
+	return true
+}
+
+// startPurge keeps an inode from being opened, unless some session has it open.
+func (o *opens) startPurge(ino file.Ino) (ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.files[ino] > 0 {
+		return false
+	}
+	o.purging[ino] = true
+	return true
+}
+
+// endPurge forgets which inodes were being purged: they are gone, or another leader has them.
+func (o *opens) endPurge() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	clear(o.purging)
 }
 
 // report replaces what is known of the session's opens up to number; later ones, whose notes overtook the report, stay.
@@ -113,11 +136,4 @@ func (o *opens) isMaking() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.nameless > 0
-}
-
-// isOpen tells whether some session has ino open.
-func (o *opens) isOpen(ino file.Ino) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.files[ino] > 0
 }

@@ -383,7 +383,7 @@ type DataOpenRequest struct {
 	Access        uint32                 `protobuf:"varint,3,opt,name=access,proto3" json:"access,omitempty"`   // the bits of access(2) that the open needs
 	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"` // of the node's mount
 	Opened        uint64                 `protobuf:"varint,5,opt,name=opened,proto3" json:"opened,omitempty"`   // grows with each open of the session
-	Again         bool                   `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`     // the session has it open already: a file without a name can be opened so
+	Again         bool                   `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`     // for nodes before 0.3.0: the session has it open already, so it may have lost its name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

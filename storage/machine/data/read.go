@@ -51,12 +51,11 @@ func Access(rd storage.Reader, who *command.DataCaller, ino file.Ino, want uint3
 	return need("access", in, who, want&(WantRead|WantWrite|WantExec), "use it so")
 }
 
-// Open loads an inode that who wants to read or write, and checks that they may. An orphan can be opened only again, by a node that has it open: nothing
-// keeps others from being removed meanwhile.
-func Open(rd storage.Reader, who *command.DataCaller, ino file.Ino, want uint32, again bool) (*command.DataInode, error) {
+// Open loads an inode that who wants to read or write, and checks that they may. It may be an orphan, whose last name went after it was found.
+func Open(rd storage.Reader, who *command.DataCaller, ino file.Ino, want uint32) (*command.DataInode, error) {
 	const op = "open"
 	in, ok := loadInode(rd, ino)
-	if !ok || in.Nlink == 0 && !again {
+	if !ok {
 		return nil, stale(op, ino)
 	}
 	if err := need(op, in, who, want, "open it so"); err != nil {
