@@ -16,7 +16,7 @@ type opens struct {
 	sessions map[uint64]*session
 	files    map[file.Ino]int // how many sessions have it open
 	purging  map[file.Ino]bool
-	nameless int              // files without names being made
+	nameless int // files without names being made
 }
 
 type session struct {
