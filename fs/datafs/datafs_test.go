@@ -24,6 +24,10 @@ func TestMain(m *testing.M) {
 		mapFile(path)
 		return
 	}
+	if path := os.Getenv(watchPath); path != "" {
+		watchFile(path)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
 

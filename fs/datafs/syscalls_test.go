@@ -24,7 +24,7 @@ type syscallTest struct {
 // TestSyscalls is the gate for what /dc/data promises beyond pjdfstest and posixtest.
 func TestSyscalls(t *testing.T) {
 	a, b := two(t)
-	for _, table := range [][]syscallTest{renameTests, allocateTests, tmpfileTests, specialTests, xattrTests, aclTests, cloneTests} {
+	for _, table := range [][]syscallTest{renameTests, allocateTests, tmpfileTests, specialTests, xattrTests, aclTests, cloneTests, lockTests} {
 		for _, tt := range table {
 			t.Run(tt.name, func(t *testing.T) {
 				if tt.root && os.Geteuid() != 0 {

@@ -33,6 +33,13 @@ func (l Lock) sameHolder(o Lock) bool { return l.Flock == o.Flock && l.Owner == 
 type Table[K comparable] struct {
 	mu    sync.Mutex
 	files map[K]*file
+	waits map[*wait[K]]bool // for fcntl locks
+}
+
+// A wait is an owner's for a lock that it wants.
+type wait[K comparable] struct {
+	name K
+	lock Lock
 }
 
 type file struct {
@@ -42,9 +49,9 @@ type file struct {
 }
 
 // Lock takes l on the file, replacing what its owner held of those bytes (so it also upgrades and downgrades). If another
-// owner is in the way it waits, until ctx ends, or without wait returns dc.Again. A wait that ends without the lock leaves what
-// the owner held before.
-func (t *Table[K]) Lock(ctx context.Context, name K, l Lock, wait bool) error {
+// owner is in the way it waits, until ctx ends, or without block returns dc.Again. It returns dc.Deadlock if owners of fcntl locks would then wait for each other
+// in a circle. A wait that ends without the lock leaves what the owner held before.
+func (t *Table[K]) Lock(ctx context.Context, name K, l Lock, block bool) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.files == nil {
@@ -56,27 +63,68 @@ func (t *Table[K]) Lock(ctx context.Context, name K, l Lock, wait bool) error {
 		t.files[name] = f
 	}
 	for f.conflict(l) != nil {
-		if !wait {
+		if !block {
 			return dc.Errorf(dc.Again, "lock", "", "another process holds the lock")
 		}
-		changed := f.changed
-		f.waiting++
-		t.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-		t.mu.Lock()
-		f.waiting--
-		if err := ctx.Err(); err != nil {
+		if err := t.waitLocked(ctx, name, f, l); err != nil {
 			t.tidyLocked(name, f)
-			return dc.Errorf(dc.KindOf(err), "lock", "", "gave up waiting for the lock")
+			return err
 		}
 	}
 	f.remove(l)
 	f.locks = append(f.locks, l)
 	f.wake() // a downgrade may let others in
 	return nil
+}
+
+// waitLocked waits until a lock of the file goes. It gives t.mu back meanwhile.
+func (t *Table[K]) waitLocked(ctx context.Context, name K, f *file, l Lock) error {
+	w := &wait[K]{name, l}
+	if !l.Flock {
+		if t.blockedLocked(w, l.Owner, map[uint64]bool{}) {
+			return dc.Errorf(dc.Deadlock, "lock", "", "who holds the lock waits, perhaps by way of others, for one that the caller holds")
+		}
+		if t.waits == nil {
+			t.waits = map[*wait[K]]bool{}
+		}
+		t.waits[w] = true
+		defer delete(t.waits, w)
+	}
+	changed := f.changed
+	f.waiting++
+	t.mu.Unlock()
+	select {
+	case <-changed:
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	f.waiting--
+	if err := ctx.Err(); err != nil {
+		return dc.Errorf(dc.KindOf(err), "lock", "", "gave up waiting for the lock")
+	}
+	return nil
+}
+
+// blockedLocked tells whether target holds what w waits for, or what somebody waits for who does, by way of owners not yet passed. An owner that waits does
+// not give up what it holds: its threads are taken for one, as the kernel takes them.
+func (t *Table[K]) blockedLocked(w *wait[K], target uint64, passed map[uint64]bool) bool {
+	for _, h := range t.files[w.name].locks {
+		switch {
+		case !h.conflicts(w.lock):
+			continue
+		case h.Owner == target:
+			return true
+		case passed[h.Owner]:
+			continue
+		}
+		passed[h.Owner] = true
+		for other := range t.waits {
+			if other.lock.Owner == h.Owner && t.blockedLocked(other, target, passed) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Unlock gives up what l's owner holds of the bytes of l.

@@ -99,3 +99,36 @@ func TestWaitersGetTheLockWhenItGoesAndGiveUpWithTheirContext(t *testing.T) {
 		}
 	})
 }
+
+func TestWaitingInACircleIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var tab locktable.Table[string]
+		files := []string{"a", "b", "c"}
+		for i, f := range files {
+			if err := tab.Lock(t.Context(), f, record(uint64(i), 0, 9, true), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done := make(chan error, 2)
+		for i := range 2 {
+			go func() { done <- tab.Lock(t.Context(), files[i+1], record(uint64(i), 5, 20, true), true) }()
+		}
+		synctest.Wait()
+		if err := tab.Lock(t.Context(), "a", record(2, 9, 9, false), true); dc.KindOf(err) != dc.Deadlock {
+			t.Fatalf("the last of a circle: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := tab.Lock(ctx, "a", record(7, 0, 0, true), true); dc.KindOf(err) == dc.Deadlock {
+			t.Errorf("one who holds nothing: %v", err)
+		}
+		tab.Release("c", 2, false)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		tab.Release("b", 1, false)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

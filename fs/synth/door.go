@@ -94,7 +94,7 @@ func (d *Door) Status(ctx context.Context, err error) fuse.Status {
 		kind = dc.Interrupted // whatever the room made of it, the caller gave up
 	}
 	switch kind {
-	case dc.NoAttr, dc.Again, dc.Interrupted:
+	case dc.NoAttr, dc.Again, dc.Interrupted, dc.Deadlock:
 	default:
 		d.record(ctx, err)
 	}
@@ -195,6 +195,7 @@ var errnos = map[dc.Kind]syscall.Errno{
 	dc.NoDevice:     unix.ENXIO,
 	dc.BadHandle:    unix.EBADF,
 	dc.CrossDevice:  unix.EXDEV,
+	dc.Deadlock:     unix.EDEADLK,
 	// Internal, Unavailable, NotLeader and Corrupt are EIO.
 }
 

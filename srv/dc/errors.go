@@ -40,12 +40,13 @@ const (
 	NoDevice                 // ENXIO
 	BadHandle                // EBADF
 	CrossDevice              // EXDEV
+	Deadlock                 // waiting for a lock would never end: EDEADLK
 )
 
 var kindNames = [...]string{
 	"internal error", "invalid", "not found", "exists", "not empty", "not a directory", "is a directory", "permission denied",
 	"operation not permitted", "too large", "name too long", "no space", "busy", "stale", "try again", "interrupted", "unavailable",
-	"not leader", "unsupported", "corrupt", "no such attribute", "conflict", "too many links", "result out of range", "no such device", "bad handle", "across devices",
+	"not leader", "unsupported", "corrupt", "no such attribute", "conflict", "too many links", "result out of range", "no such device", "bad handle", "across devices", "deadlock",
 }
 
 func (k Kind) String() string {
