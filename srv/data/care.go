@@ -97,6 +97,7 @@ type care struct {
 	known  map[dc.NodeID]Member                // members, for status
 	holds  map[dc.NodeID]int64                 // bytes that nodes should hold by the last round and what was moved since
 	noted  map[file.BlockID]map[dc.NodeID]bool // reported: to be looked at, with the nodes whose copies are in doubt
+	bad    map[file.BadCopy]bool               // found to be bad by reading, and not put right yet; in a round: whether it was met
 	status counts
 }
 
@@ -109,21 +110,22 @@ type space struct {
 
 // counts is what status tells.
 type counts struct {
-	blocks, bytes  uint64
-	copies         map[int]uint64
-	lost, short    uint64
-	lostBlocks     []file.BlockID
-	wanted         int
-	counted        time.Time
-	countTook      time.Duration
-	queued         uint64
-	queuedBytes    uint64
-	moving         uint64
-	done, failed   uint64
-	doneBytes      uint64
-	recent         [2]uint64 // bytes in the window before and in this one
-	recentAt       time.Time
-	doing, lastErr string
+	blocks, bytes    uint64
+	copies           map[int]uint64
+	lost, short      uint64
+	lostBlocks       []file.BlockID
+	wanted           int
+	counted          time.Time
+	countTook        time.Duration
+	queued           uint64
+	queuedBytes      uint64
+	moving           uint64
+	done, failed     uint64
+	doneBytes        uint64
+	recent           [2]uint64 // bytes in the window before and in this one
+	recentAt         time.Time
+	busyFrom, busyAt time.Time // copying, without a pause of a window
+	doing, lastErr   string
 }
 
 func newCare(cfg CareConfig, r replica.Replica, log *slog.Logger) *care {
@@ -138,7 +140,7 @@ func newCare(cfg CareConfig, r replica.Replica, log *slog.Logger) *care {
 	}
 	return &care{
 		cfg: cfg, r: r, log: log.With("group", r.Group().String()), kick: make(chan struct{}, 1), due: true, dueAt: time.Now().Add(roundEvery),
-		members: map[dc.NodeID]Member{}, spaces: map[dc.NodeID]*space{}, noted: map[file.BlockID]map[dc.NodeID]bool{},
+		members: map[dc.NodeID]Member{}, spaces: map[dc.NodeID]*space{}, noted: map[file.BlockID]map[dc.NodeID]bool{}, bad: map[file.BadCopy]bool{},
 		retry: retryFirst, status: counts{copies: map[int]uint64{}, recentAt: time.Now()},
 	}
 }

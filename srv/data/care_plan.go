@@ -45,6 +45,7 @@ func (c *care) round(ctx context.Context) error {
 	}
 	n, began := counts{copies: map[int]uint64{}, wanted: c.wanted()}, time.Now()
 	holds := map[dc.NodeID]int64{}
+	c.unmet()
 	for from := (file.BlockID{}); ; {
 		page, err := c.page(ctx, c.members, from, nil, scanPage)
 		if err != nil {
@@ -75,6 +76,7 @@ func (c *care) round(ctx context.Context) error {
 	s.blocks, s.bytes, s.copies, s.lost, s.lostBlocks, s.short, s.wanted = n.blocks, n.bytes, n.copies, n.lost, n.lostBlocks, n.short, n.wanted
 	s.counted, s.countTook = time.Now(), time.Since(began)
 	c.mu.Unlock()
+	c.forgetUnmet()
 	if n.lost > 0 {
 		c.log.Error("blocks of files have no copy on a node that is up", "blocks", n.lost, "first", n.lostBlocks[0].String())
 	}
@@ -125,6 +127,7 @@ func (c *care) page(ctx context.Context, members map[dc.NodeID]Member, from file
 	asked := map[dc.NodeID][]int{}
 	for i, h := range page {
 		for _, n := range h.Nodes {
+			_ = c.isBad(h.Block, n)
 			if m := members[n]; m.Up && !m.Removed {
 				asked[n] = append(asked[n], i)
 			}
@@ -140,7 +143,7 @@ func (c *care) page(ctx context.Context, members map[dc.NodeID]Member, from file
 			continue // down, it seems: neither good nor bad
 		}
 		for i, at := range which {
-			if h := &page[at]; int(sizes[i]) == h.Bytes {
+			if h := &page[at]; int(sizes[i]) == h.Bytes && !c.isBad(h.Block, n) {
 				h.up = append(h.up, n)
 			} else {
 				h.bad = append(h.bad, n)
@@ -148,6 +151,36 @@ func (c *care) page(ctx context.Context, members map[dc.NodeID]Member, from file
 		}
 	}
 	return page, ctx.Err()
+}
+
+// isBad tells whether a copy was read and found bad, and notes that it was met.
+func (c *care) isBad(id file.BlockID, n dc.NodeID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, bad := c.bad[file.BadCopy{Block: id, Node: n}]
+	if bad {
+		c.bad[file.BadCopy{Block: id, Node: n}] = true
+	}
+	return bad
+}
+
+// unmet sets out to forget bad copies that a round does not meet: nobody references them any more.
+func (c *care) unmet() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for b := range c.bad {
+		c.bad[b] = false
+	}
+}
+
+func (c *care) forgetUnmet() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for b, met := range c.bad {
+		if m := c.known[b.Node]; !met && m.Up {
+			delete(c.bad, b)
+		}
+	}
 }
 
 // keep gives the nodes whose copies count: those that should have it without dead and removed ones and those known to have none.
@@ -183,6 +216,9 @@ func (c *care) count(n *counts, h held) {
 func (c *care) enqueue(h held) {
 	t, ok := c.plan(h)
 	if !ok {
+		if len(h.bad) > 0 {
+			c.dueAfter(retryMost)
+		}
 		return
 	}
 	if c.queuedTasks() >= maxQueued {

@@ -42,14 +42,27 @@ func (c *care) takeNoted(ctx context.Context) bool {
 				continue
 			}
 			each, err := c.cfg.Stores.VerifyBlocks(ctx, n, []file.BlockID{h.Block})
-			if err == nil && each[0] != nil {
-				c.log.Warn("a copy of a block is bad", "block", h.Block.String(), "node", n.String(), "err", each[0])
+			switch {
+			case err != nil: // it could not say: as bad as it was reported to be, until it is fetched anew or found good then
+				c.foundBad(h.Block, n)
+				c.dueAfter(c.retry)
+			case each[0] != nil:
+				c.log.Warn("a copy of a block is bad", "block", h.Block.String(), "holder", n.String(), "err", each[0])
+				c.foundBad(h.Block, n)
 				h.up, h.bad = drop(h.up, n), append(h.bad, n)
 			}
 		}
 		c.enqueue(h)
 	}
 	return true
+}
+
+func (c *care) foundBad(id file.BlockID, n dc.NodeID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.bad) < maxNoted {
+		c.bad[file.BadCopy{Block: id, Node: n}] = true
+	}
 }
 
 // A batch is what one node does at a time.
@@ -114,6 +127,9 @@ func (c *care) work(ctx context.Context) {
 	c.doing(doings[batches[0].tasks[0].class])
 	c.mu.Lock()
 	c.status.moving = uint64(tasks)
+	if s := &c.status; time.Since(s.busyAt) > rateOver {
+		s.recent, s.recentAt, s.busyFrom = [2]uint64{}, time.Now(), time.Now()
+	}
 	c.mu.Unlock()
 	if c.cfg.Rate > 0 {
 		c.passed = time.Now().Add(time.Duration(float64(total) / float64(c.cfg.Rate) * float64(time.Second)))
@@ -134,7 +150,7 @@ func (c *care) work(ctx context.Context) {
 	}
 	wg.Wait()
 	c.mu.Lock()
-	c.status.moving = 0
+	c.status.moving, c.status.busyAt = 0, time.Now()
 	c.mu.Unlock()
 	if failed {
 		c.dueAfter(c.retry)
@@ -247,6 +263,11 @@ func (c *care) tally(done []task, failed int) {
 	s := &c.status
 	s.failed += uint64(failed)
 	for _, t := range done {
+		for _, n := range t.was {
+			if n == t.target || t.now != nil && !slices.Contains(t.now, n) { // put right, or left out
+				delete(c.bad, file.BadCopy{Block: t.block, Node: n})
+			}
+		}
 		if t.target == 0 {
 			continue
 		}
@@ -277,5 +298,6 @@ func (s *counts) rolled() {
 // rate is bytes a second over the last window and this one.
 func (s *counts) rate() float64 {
 	s.rolled()
-	return float64(s.recent[0]+s.recent[1]) / (rateOver + time.Since(s.recentAt)).Seconds()
+	over := min(rateOver+time.Since(s.recentAt), time.Since(s.busyFrom))
+	return float64(s.recent[0]+s.recent[1]) / max(over.Seconds(), 1)
 }
