@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -135,6 +136,7 @@ func (s *Service) adminGroupLocked(t *term, v *view, held map[dc.NodeID]int, vg 
 			add(n, "wanted")
 		}
 	}
+	slices.SortStableFunc(a.Replicas, func(x, y *dcpb.AdminReplica) int { return cmp.Compare(x.Node, y.Node) })
 	if leader != 0 {
 		a.Change = strings.Join(changes, ", ")
 	}
