@@ -45,8 +45,9 @@ test: ## every test: real mounts, three-node clusters, simulation (about ten min
 race: ## the tests of the core packages under the race detector
 	$(GO) test -race -timeout 20m $(RACE)
 
-test-long: ## chaos with real processes, long histories, more simulation (an hour)
+test-long: build ## chaos with real processes, long histories, more simulation, programs that people run (an hour)
 	DC_LONG=1 $(GO) test -count=1 -tags long -timeout 120m ./tests/...
+	tests/software/run bin
 
 lint: ## gofumpt, vet, staticcheck, and the rules of the house
 	@bad=$$($(TOOL) gofumpt -l $$(git ls-files '*.go' | grep -v '\.pb\.go$$')); if [ -n "$$bad" ]; then echo "not gofumpt'd:"; echo "$$bad"; exit 1; fi
