@@ -73,6 +73,7 @@ func kvCommands() []*Command {
 			Example: "dcctl kv load users < users.jsonl",
 			Run:     callInTable("kv load", "kv", ".dc/load"),
 		},
+		kvSplit(),
 	}
 }
 

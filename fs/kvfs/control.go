@@ -28,7 +28,11 @@ func control(s Store, t client.Descriptor) synth.Dir {
 			if st.Leader != 0 {
 				leader = st.Leader.String()
 			}
-			return fmt.Appendf(nil, "- - %s %s %d\n", t.Group, leader, st.Bytes), nil
+			var out []byte
+			for _, g := range st.Ranges {
+				out = fmt.Appendf(out, "%s %s %s %s %d\n", boundText(g.Start), boundText(g.End), t.Group, leader, g.Bytes)
+			}
+			return out, nil
 		}})},
 		{Name: "scan", Node: synth.Clone(k+"/scan", scanSpec(s, t))},
 		{Name: "txn", Node: synth.Clone(k+"/txn", txnSpec(s, t))},
@@ -43,7 +47,7 @@ func control(s Store, t client.Descriptor) synth.Dir {
 			{Key: "id", Value: t.ID},
 			{Key: "rows", Value: st.Rows},
 			{Key: "bytes", Value: st.Bytes},
-			{Key: "ranges", Value: 1},
+			{Key: "ranges", Value: len(st.Ranges)},
 			{Key: "revision", Value: uint64(st.Revision)},
 			{Key: "created", Value: t.Created},
 			{Key: "changed", Value: st.ModTime},
@@ -51,35 +55,71 @@ func control(s Store, t client.Descriptor) synth.Dir {
 	})...)...)
 }
 
+// boundText writes a range's bound: - for none, and in quotes, as a Go string, what would not read as one word.
+func boundText(key string) string {
+	if key == "" {
+		return "-"
+	}
+	if quoted := strconv.Quote(key); key == "-" || len(quoted) != len(key)+2 || strings.Contains(key, " ") {
+		return quoted
+	}
+	return key
+}
+
 func ctl(s Store, t client.Descriptor) synth.CtlSpec {
-	return synth.CtlSpec{Settings: func(ctx context.Context) ([]byte, error) {
+	settings := func(ctx context.Context) ([]byte, error) {
 		st, err := s.TableStat(ctx, t)
 		ttl := "unlimited"
 		if st.TTL > 0 {
 			ttl = st.TTL.String()
 		}
 		return fmt.Appendf(nil, "ttl %s\n", ttl), err
-	}, Commands: []synth.Command{{
-		Name: "ttl", Usage: "DURATION|unlimited",
-		Do: func(ctx context.Context, args []string) error {
-			ttl, err := synth.Duration(strings.Join(args, " "), dc.MaxKVTTL)
-			if err != nil {
-				return err
-			}
-			return s.SetTableTTL(ctx, t, ttl)
+	}
+	return synth.CtlSpec{Settings: settings, Commands: []synth.Command{
+		{
+			Name: "ttl", Usage: "DURATION|unlimited",
+			Do: func(ctx context.Context, args []string) error {
+				ttl, err := synth.Duration(strings.Join(args, " "), dc.MaxKVTTL)
+				if err != nil {
+					return err
+				}
+				return s.SetTableTTL(ctx, t, ttl)
+			},
 		},
-	}, {
-		Name: "drop",
-		Do: func(ctx context.Context, args []string) error {
-			if len(args) > 0 {
-				return dc.Errorf(dc.Invalid, "kv.drop", t.Name, "drop takes no words: it drops this table and all its rows")
-			}
-			if p, _ := dc.PrincipalOf(ctx); p.UID != 0 && p.UID != t.UID {
-				return dc.Errorf(dc.NotOwner, "kv.drop", t.Name, "only its owner (uid %d) and root may drop a table", t.UID)
-			}
-			return s.DropTable(ctx, t, false)
+		{
+			Name: "drop",
+			Do: func(ctx context.Context, args []string) error {
+				if len(args) > 0 {
+					return dc.Errorf(dc.Invalid, "kv.drop", t.Name, "drop takes no words: it drops this table and all its rows")
+				}
+				if err := ownerOnly(ctx, "kv.drop", t); err != nil {
+					return err
+				}
+				return s.DropTable(ctx, t, false)
+			},
 		},
-	}}}
+		{
+			Name: "split", Usage: "KEY",
+			Do: func(ctx context.Context, args []string) error {
+				key, err := fields(strings.Join(args, " "))
+				if err != nil || len(key) != 1 {
+					return dc.Errorf(dc.Invalid, "kv.split", t.Name, "split takes one key, the first row of the new range; in double quotes if it has spaces")
+				}
+				if err := ownerOnly(ctx, "kv.split", t); err != nil {
+					return err
+				}
+				return s.Split(ctx, t, key[0])
+			},
+		},
+	}}
+}
+
+// ownerOnly lets a table's owner and root through.
+func ownerOnly(ctx context.Context, op string, t client.Descriptor) error {
+	if p, _ := dc.PrincipalOf(ctx); p.UID != 0 && p.UID != t.UID {
+		return dc.Errorf(dc.NotOwner, op, t.Name, "only its owner (uid %d) and root may do that to a table", t.UID)
+	}
+	return nil
 }
 
 const scanUsage = `# Write a request, then read rows from the same descriptor: exec 3<>scan; echo 'prefix=a limit=10' >&3; cat <&3

@@ -21,6 +21,7 @@ type Tables interface {
 	DropTable(ctx context.Context, t client.Descriptor, onlyIfEmpty bool) error
 	TableStat(ctx context.Context, t client.Descriptor) (client.KVStat, error)
 	SetTableTTL(ctx context.Context, t client.Descriptor, ttl time.Duration) error
+	Split(ctx context.Context, t client.Descriptor, key string) error
 }
 
 // Rows is what it needs of rows.

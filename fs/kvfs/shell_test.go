@@ -38,6 +38,17 @@ func TestShell(t *testing.T) {
 		{"txn", `exec 3<>.dc/txn; echo '{"if":[{"key":"n","absent":true}],"do":[{"add":"n","by":2}]}' >&3; cat <&3; cat n`, "{\"succeeded\":true,\"revision\":REV,\"values\":{\"n\":\"2\"}}\n2"},
 		{"a bad txn", `echo '{"do":[{"putt":"n"}]}' | tee .dc/txn > /dev/null`, "tee: .dc/txn: Invalid argument\n"},
 		{"stat", "grep -E '^(rows|table|ranges)' .dc/stat; jq .rows .dc/stat.json", "table t\nrows 6\nranges 1\n6\n"},
+		{"one range", "cut -d' ' -f1-3 .dc/ranges", "- - g5\n"},
+		{
+			"split", `echo split k2 > .dc/ctl; printf 'split "a b"\nsplit k2\n' > .dc/ctl; sed 's/ g5 n1//' .dc/ranges; grep ranges .dc/stat; ls`,
+			"bash: line 2: printf: write error: File exists\n- \"a b\" 2\n\"a b\" k2 6\nk2 - 10\nranges 3\na\nb\nk1\nk2\nk3\nn\n",
+		},
+		{
+			"a txn over two ranges", `exec 3<>.dc/txn; echo '{"do":[{"put":"a","value":"1"},{"put":"n","value":"2"}]}' >&3; cat <&3; head -n1 ../../.dc/errors | grep -o 'kv.txn.*is in another'`,
+			"cat: -: Invalid cross-device link\nkv.txn t/n: a transaction lies in one range of its table, and a is in another\n",
+		},
+		{"rename over two ranges", "mv a z; cat z; mv z a; exec 3<>.dc/scan; echo 'format=tsv keys-only' >&3; cat <&3", "1a\nb\nk1\nk2\nk3\nn\n"},
+		{"a column is no boundary", "echo split a/b > .dc/ctl; head -n1 ../../.dc/errors | grep -o 'kv.split.*'", "bash: line 2: echo: write error: Invalid argument\nkv.split t/a/b: a row and its columns stay in one range: split at a row, like a (usage: split KEY)\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -99,6 +99,7 @@ type KVStat struct {
 	ModTime     time.Time
 	TTL         time.Duration // of rows that are made or replaced; 0: for ever
 	Leader      dc.NodeID     // that answered for the table's group
+	Ranges      []KVRange     // in key order; at least one
 }
 
 // KV is the client of the tables. It is safe for concurrent use. A table is named by its descriptor, from [KV.Table]; a method on a
@@ -326,7 +327,9 @@ func (k *KV) TableStat(ctx context.Context, t Descriptor) (KVStat, error) {
 	if err != nil {
 		return KVStat{}, err
 	}
-	st := KVStat{Rows: reply.Rows, Bytes: reply.Bytes, Revision: dc.Revision(reply.Revision), TTL: time.Duration(reply.TtlMs) * time.Millisecond}
+	st := KVStat{
+		Rows: reply.Rows, Bytes: reply.Bytes, Revision: dc.Revision(reply.Revision), TTL: time.Duration(reply.TtlMs) * time.Millisecond, Ranges: kvRanges(reply),
+	}
 	if likely := k.c.Leader(t.Group); len(likely) > 0 { // it has just answered
 		st.Leader = likely[0]
 	}

@@ -30,6 +30,7 @@ const (
 	MaxKVTxnItems = 512  // conditions, and actions, of one transaction
 	MaxKVLoadRows = 4096 // rows put by one command
 	MaxKVMove     = 1024 // rows that the rename of a directory moves
+	MaxKVRanges   = 1024 // ranges of a table
 
 	MaxLockFiles      = 1_000_000 // files and directories of /dc/lock
 	MaxLockHolders    = 4096      // shared holders of one lock

@@ -1578,6 +1578,7 @@ type KVStatReply struct {
 	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	MtimeMs       int64                  `protobuf:"varint,4,opt,name=mtime_ms,json=mtimeMs,proto3" json:"mtime_ms,omitempty"`
 	TtlMs         int64                  `protobuf:"varint,5,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // of rows whose value is replaced; 0: for ever
+	Ranges        []*KVRangeInfo         `protobuf:"bytes,6,rep,name=ranges,proto3" json:"ranges,omitempty"`             // in key order; none from nodes before 0.3.0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1647,6 +1648,157 @@ func (x *KVStatReply) GetTtlMs() int64 {
 	return 0
 }
 
+func (x *KVStatReply) GetRanges() []*KVRangeInfo {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type KVRangeInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Start         []byte                 `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`  // empty: from the beginning
+	End           []byte                 `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`      // empty: to the end
+	Rows          uint64                 `protobuf:"varint,5,opt,name=rows,proto3" json:"rows,omitempty"`   // about
+	Bytes         uint64                 `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"` // about
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVRangeInfo) Reset() {
+	*x = KVRangeInfo{}
+	mi := &file_kv_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVRangeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVRangeInfo) ProtoMessage() {}
+
+func (x *KVRangeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVRangeInfo.ProtoReflect.Descriptor instead.
+func (*KVRangeInfo) Descriptor() ([]byte, []int) {
+	return file_kv_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *KVRangeInfo) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *KVRangeInfo) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *KVRangeInfo) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *KVRangeInfo) GetEnd() []byte {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *KVRangeInfo) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *KVRangeInfo) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type KVSplitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Table         uint64                 `protobuf:"varint,2,opt,name=table,proto3" json:"table,omitempty"`
+	Key           []byte                 `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVSplitRequest) Reset() {
+	*x = KVSplitRequest{}
+	mi := &file_kv_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVSplitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVSplitRequest) ProtoMessage() {}
+
+func (x *KVSplitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVSplitRequest.ProtoReflect.Descriptor instead.
+func (*KVSplitRequest) Descriptor() ([]byte, []int) {
+	return file_kv_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *KVSplitRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *KVSplitRequest) GetTable() uint64 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KVSplitRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 type KVDropRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -1658,7 +1810,7 @@ type KVDropRequest struct {
 
 func (x *KVDropRequest) Reset() {
 	*x = KVDropRequest{}
-	mi := &file_kv_service_proto_msgTypes[22]
+	mi := &file_kv_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1822,7 @@ func (x *KVDropRequest) String() string {
 func (*KVDropRequest) ProtoMessage() {}
 
 func (x *KVDropRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_service_proto_msgTypes[22]
+	mi := &file_kv_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1835,7 @@ func (x *KVDropRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVDropRequest.ProtoReflect.Descriptor instead.
 func (*KVDropRequest) Descriptor() ([]byte, []int) {
-	return file_kv_service_proto_rawDescGZIP(), []int{22}
+	return file_kv_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KVDropRequest) GetHeader() *Header {
@@ -1845,17 +1997,29 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x04rows\x18\x01 \x03(\v2\r.dc.v1.KVPairR\x04rows\"L\n" +
 	"\rKVStatRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
-	"\x05table\x18\x02 \x01(\x04R\x05table\"\x85\x01\n" +
+	"\x05table\x18\x02 \x01(\x04R\x05table\"\xb1\x01\n" +
 	"\vKVStatReply\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12\x19\n" +
 	"\bmtime_ms\x18\x04 \x01(\x03R\amtimeMs\x12\x15\n" +
-	"\x06ttl_ms\x18\x05 \x01(\x03R\x05ttlMs\"p\n" +
+	"\x06ttl_ms\x18\x05 \x01(\x03R\x05ttlMs\x12*\n" +
+	"\x06ranges\x18\x06 \x03(\v2\x12.dc.v1.KVRangeInfoR\x06ranges\"\x85\x01\n" +
+	"\vKVRangeInfo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\fR\x05start\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\fR\x03end\x12\x12\n" +
+	"\x04rows\x18\x05 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x06 \x01(\x04R\x05bytes\"_\n" +
+	"\x0eKVSplitRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05table\x18\x02 \x01(\x04R\x05table\x12\x10\n" +
+	"\x03key\x18\x03 \x01(\fR\x03key\"p\n" +
 	"\rKVDropRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05table\x18\x02 \x01(\x04R\x05table\x12\"\n" +
-	"\ronly_if_empty\x18\x03 \x01(\bR\vonlyIfEmpty2\xb0\x05\n" +
+	"\ronly_if_empty\x18\x03 \x01(\bR\vonlyIfEmpty2\xe6\x05\n" +
 	"\x02KV\x12-\n" +
 	"\x03Get\x12\x13.dc.v1.KVGetRequest\x1a\x11.dc.v1.KVGetReply\x120\n" +
 	"\x04List\x12\x14.dc.v1.KVListRequest\x1a\x12.dc.v1.KVListReply\x120\n" +
@@ -1867,7 +2031,8 @@ const file_kv_service_proto_rawDesc = "" +
 	"\x03Txn\x12\x13.dc.v1.KVTxnRequest\x1a\x11.dc.v1.KVTxnReply\x122\n" +
 	"\x04Load\x12\x14.dc.v1.KVLoadRequest\x1a\x14.dc.v1.KVChangeReply\x122\n" +
 	"\x04Scan\x12\x14.dc.v1.KVScanRequest\x1a\x12.dc.v1.KVScanReply0\x01\x120\n" +
-	"\x04Stat\x12\x14.dc.v1.KVStatRequest\x1a\x12.dc.v1.KVStatReply\x122\n" +
+	"\x04Stat\x12\x14.dc.v1.KVStatRequest\x1a\x12.dc.v1.KVStatReply\x124\n" +
+	"\x05Split\x12\x15.dc.v1.KVSplitRequest\x1a\x14.dc.v1.KVChangeReply\x122\n" +
 	"\x04Drop\x12\x14.dc.v1.KVDropRequest\x1a\x14.dc.v1.KVChangeReply\x12:\n" +
 	"\bSetTable\x12\x18.dc.v1.KVSetTableRequest\x1a\x14.dc.v1.KVChangeReplyB\x14Z\x12missingos/srv/dcpbb\x06proto3"
 
@@ -1883,7 +2048,7 @@ func file_kv_service_proto_rawDescGZIP() []byte {
 	return file_kv_service_proto_rawDescData
 }
 
-var file_kv_service_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_kv_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_kv_service_proto_goTypes = []any{
 	(*KVRowInfo)(nil),         // 0: dc.v1.KVRowInfo
 	(*KVGetRequest)(nil),      // 1: dc.v1.KVGetRequest
@@ -1907,63 +2072,69 @@ var file_kv_service_proto_goTypes = []any{
 	(*KVScanReply)(nil),       // 19: dc.v1.KVScanReply
 	(*KVStatRequest)(nil),     // 20: dc.v1.KVStatRequest
 	(*KVStatReply)(nil),       // 21: dc.v1.KVStatReply
-	(*KVDropRequest)(nil),     // 22: dc.v1.KVDropRequest
-	(*Header)(nil),            // 23: dc.v1.Header
+	(*KVRangeInfo)(nil),       // 22: dc.v1.KVRangeInfo
+	(*KVSplitRequest)(nil),    // 23: dc.v1.KVSplitRequest
+	(*KVDropRequest)(nil),     // 24: dc.v1.KVDropRequest
+	(*Header)(nil),            // 25: dc.v1.Header
 }
 var file_kv_service_proto_depIdxs = []int32{
-	23, // 0: dc.v1.KVGetRequest.header:type_name -> dc.v1.Header
+	25, // 0: dc.v1.KVGetRequest.header:type_name -> dc.v1.Header
 	0,  // 1: dc.v1.KVGetReply.row:type_name -> dc.v1.KVRowInfo
-	23, // 2: dc.v1.KVListRequest.header:type_name -> dc.v1.Header
+	25, // 2: dc.v1.KVListRequest.header:type_name -> dc.v1.Header
 	0,  // 3: dc.v1.KVListReply.rows:type_name -> dc.v1.KVRowInfo
-	23, // 4: dc.v1.KVPutRequest.header:type_name -> dc.v1.Header
+	25, // 4: dc.v1.KVPutRequest.header:type_name -> dc.v1.Header
 	0,  // 5: dc.v1.KVChangeReply.row:type_name -> dc.v1.KVRowInfo
-	23, // 6: dc.v1.KVRemoveRequest.header:type_name -> dc.v1.Header
-	23, // 7: dc.v1.KVMkdirRequest.header:type_name -> dc.v1.Header
-	23, // 8: dc.v1.KVRenameRequest.header:type_name -> dc.v1.Header
-	23, // 9: dc.v1.KVSetAttrRequest.header:type_name -> dc.v1.Header
-	23, // 10: dc.v1.KVSetTableRequest.header:type_name -> dc.v1.Header
-	23, // 11: dc.v1.KVTxnRequest.header:type_name -> dc.v1.Header
+	25, // 6: dc.v1.KVRemoveRequest.header:type_name -> dc.v1.Header
+	25, // 7: dc.v1.KVMkdirRequest.header:type_name -> dc.v1.Header
+	25, // 8: dc.v1.KVRenameRequest.header:type_name -> dc.v1.Header
+	25, // 9: dc.v1.KVSetAttrRequest.header:type_name -> dc.v1.Header
+	25, // 10: dc.v1.KVSetTableRequest.header:type_name -> dc.v1.Header
+	25, // 11: dc.v1.KVTxnRequest.header:type_name -> dc.v1.Header
 	12, // 12: dc.v1.KVTxnRequest.conditions:type_name -> dc.v1.KVCondition
 	13, // 13: dc.v1.KVTxnRequest.then:type_name -> dc.v1.KVAction
 	13, // 14: dc.v1.KVTxnRequest.otherwise:type_name -> dc.v1.KVAction
 	16, // 15: dc.v1.KVTxnReply.values:type_name -> dc.v1.KVPair
-	23, // 16: dc.v1.KVLoadRequest.header:type_name -> dc.v1.Header
+	25, // 16: dc.v1.KVLoadRequest.header:type_name -> dc.v1.Header
 	16, // 17: dc.v1.KVLoadRequest.rows:type_name -> dc.v1.KVPair
-	23, // 18: dc.v1.KVScanRequest.header:type_name -> dc.v1.Header
+	25, // 18: dc.v1.KVScanRequest.header:type_name -> dc.v1.Header
 	16, // 19: dc.v1.KVScanReply.rows:type_name -> dc.v1.KVPair
-	23, // 20: dc.v1.KVStatRequest.header:type_name -> dc.v1.Header
-	23, // 21: dc.v1.KVDropRequest.header:type_name -> dc.v1.Header
-	1,  // 22: dc.v1.KV.Get:input_type -> dc.v1.KVGetRequest
-	3,  // 23: dc.v1.KV.List:input_type -> dc.v1.KVListRequest
-	5,  // 24: dc.v1.KV.Put:input_type -> dc.v1.KVPutRequest
-	7,  // 25: dc.v1.KV.Remove:input_type -> dc.v1.KVRemoveRequest
-	8,  // 26: dc.v1.KV.Mkdir:input_type -> dc.v1.KVMkdirRequest
-	9,  // 27: dc.v1.KV.Rename:input_type -> dc.v1.KVRenameRequest
-	10, // 28: dc.v1.KV.SetAttr:input_type -> dc.v1.KVSetAttrRequest
-	14, // 29: dc.v1.KV.Txn:input_type -> dc.v1.KVTxnRequest
-	17, // 30: dc.v1.KV.Load:input_type -> dc.v1.KVLoadRequest
-	18, // 31: dc.v1.KV.Scan:input_type -> dc.v1.KVScanRequest
-	20, // 32: dc.v1.KV.Stat:input_type -> dc.v1.KVStatRequest
-	22, // 33: dc.v1.KV.Drop:input_type -> dc.v1.KVDropRequest
-	11, // 34: dc.v1.KV.SetTable:input_type -> dc.v1.KVSetTableRequest
-	2,  // 35: dc.v1.KV.Get:output_type -> dc.v1.KVGetReply
-	4,  // 36: dc.v1.KV.List:output_type -> dc.v1.KVListReply
-	6,  // 37: dc.v1.KV.Put:output_type -> dc.v1.KVChangeReply
-	6,  // 38: dc.v1.KV.Remove:output_type -> dc.v1.KVChangeReply
-	6,  // 39: dc.v1.KV.Mkdir:output_type -> dc.v1.KVChangeReply
-	6,  // 40: dc.v1.KV.Rename:output_type -> dc.v1.KVChangeReply
-	6,  // 41: dc.v1.KV.SetAttr:output_type -> dc.v1.KVChangeReply
-	15, // 42: dc.v1.KV.Txn:output_type -> dc.v1.KVTxnReply
-	6,  // 43: dc.v1.KV.Load:output_type -> dc.v1.KVChangeReply
-	19, // 44: dc.v1.KV.Scan:output_type -> dc.v1.KVScanReply
-	21, // 45: dc.v1.KV.Stat:output_type -> dc.v1.KVStatReply
-	6,  // 46: dc.v1.KV.Drop:output_type -> dc.v1.KVChangeReply
-	6,  // 47: dc.v1.KV.SetTable:output_type -> dc.v1.KVChangeReply
-	35, // [35:48] is the sub-list for method output_type
-	22, // [22:35] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	25, // 20: dc.v1.KVStatRequest.header:type_name -> dc.v1.Header
+	22, // 21: dc.v1.KVStatReply.ranges:type_name -> dc.v1.KVRangeInfo
+	25, // 22: dc.v1.KVSplitRequest.header:type_name -> dc.v1.Header
+	25, // 23: dc.v1.KVDropRequest.header:type_name -> dc.v1.Header
+	1,  // 24: dc.v1.KV.Get:input_type -> dc.v1.KVGetRequest
+	3,  // 25: dc.v1.KV.List:input_type -> dc.v1.KVListRequest
+	5,  // 26: dc.v1.KV.Put:input_type -> dc.v1.KVPutRequest
+	7,  // 27: dc.v1.KV.Remove:input_type -> dc.v1.KVRemoveRequest
+	8,  // 28: dc.v1.KV.Mkdir:input_type -> dc.v1.KVMkdirRequest
+	9,  // 29: dc.v1.KV.Rename:input_type -> dc.v1.KVRenameRequest
+	10, // 30: dc.v1.KV.SetAttr:input_type -> dc.v1.KVSetAttrRequest
+	14, // 31: dc.v1.KV.Txn:input_type -> dc.v1.KVTxnRequest
+	17, // 32: dc.v1.KV.Load:input_type -> dc.v1.KVLoadRequest
+	18, // 33: dc.v1.KV.Scan:input_type -> dc.v1.KVScanRequest
+	20, // 34: dc.v1.KV.Stat:input_type -> dc.v1.KVStatRequest
+	23, // 35: dc.v1.KV.Split:input_type -> dc.v1.KVSplitRequest
+	24, // 36: dc.v1.KV.Drop:input_type -> dc.v1.KVDropRequest
+	11, // 37: dc.v1.KV.SetTable:input_type -> dc.v1.KVSetTableRequest
+	2,  // 38: dc.v1.KV.Get:output_type -> dc.v1.KVGetReply
+	4,  // 39: dc.v1.KV.List:output_type -> dc.v1.KVListReply
+	6,  // 40: dc.v1.KV.Put:output_type -> dc.v1.KVChangeReply
+	6,  // 41: dc.v1.KV.Remove:output_type -> dc.v1.KVChangeReply
+	6,  // 42: dc.v1.KV.Mkdir:output_type -> dc.v1.KVChangeReply
+	6,  // 43: dc.v1.KV.Rename:output_type -> dc.v1.KVChangeReply
+	6,  // 44: dc.v1.KV.SetAttr:output_type -> dc.v1.KVChangeReply
+	15, // 45: dc.v1.KV.Txn:output_type -> dc.v1.KVTxnReply
+	6,  // 46: dc.v1.KV.Load:output_type -> dc.v1.KVChangeReply
+	19, // 47: dc.v1.KV.Scan:output_type -> dc.v1.KVScanReply
+	21, // 48: dc.v1.KV.Stat:output_type -> dc.v1.KVStatReply
+	6,  // 49: dc.v1.KV.Split:output_type -> dc.v1.KVChangeReply
+	6,  // 50: dc.v1.KV.Drop:output_type -> dc.v1.KVChangeReply
+	6,  // 51: dc.v1.KV.SetTable:output_type -> dc.v1.KVChangeReply
+	38, // [38:52] is the sub-list for method output_type
+	24, // [24:38] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_kv_service_proto_init() }
@@ -1987,7 +2158,7 @@ func file_kv_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kv_service_proto_rawDesc), len(file_kv_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,7 @@ const (
 	KV_Load_FullMethodName     = "/dc.v1.KV/Load"
 	KV_Scan_FullMethodName     = "/dc.v1.KV/Scan"
 	KV_Stat_FullMethodName     = "/dc.v1.KV/Stat"
+	KV_Split_FullMethodName    = "/dc.v1.KV/Split"
 	KV_Drop_FullMethodName     = "/dc.v1.KV/Drop"
 	KV_SetTable_FullMethodName = "/dc.v1.KV/SetTable"
 )
@@ -52,6 +53,8 @@ type KVClient interface {
 	// Scan streams rows as of one moment.
 	Scan(ctx context.Context, in *KVScanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[KVScanReply], error)
 	Stat(ctx context.Context, in *KVStatRequest, opts ...grpc.CallOption) (*KVStatReply, error)
+	// Split divides the range that a row is in, or would be.
+	Split(ctx context.Context, in *KVSplitRequest, opts ...grpc.CallOption) (*KVChangeReply, error)
 	Drop(ctx context.Context, in *KVDropRequest, opts ...grpc.CallOption) (*KVChangeReply, error)
 	SetTable(ctx context.Context, in *KVSetTableRequest, opts ...grpc.CallOption) (*KVChangeReply, error)
 }
@@ -183,6 +186,16 @@ func (c *kVClient) Stat(ctx context.Context, in *KVStatRequest, opts ...grpc.Cal
 	return out, nil
 }
 
+func (c *kVClient) Split(ctx context.Context, in *KVSplitRequest, opts ...grpc.CallOption) (*KVChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KVChangeReply)
+	err := c.cc.Invoke(ctx, KV_Split_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *kVClient) Drop(ctx context.Context, in *KVDropRequest, opts ...grpc.CallOption) (*KVChangeReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(KVChangeReply)
@@ -219,6 +232,8 @@ type KVServer interface {
 	// Scan streams rows as of one moment.
 	Scan(*KVScanRequest, grpc.ServerStreamingServer[KVScanReply]) error
 	Stat(context.Context, *KVStatRequest) (*KVStatReply, error)
+	// Split divides the range that a row is in, or would be.
+	Split(context.Context, *KVSplitRequest) (*KVChangeReply, error)
 	Drop(context.Context, *KVDropRequest) (*KVChangeReply, error)
 	SetTable(context.Context, *KVSetTableRequest) (*KVChangeReply, error)
 	mustEmbedUnimplementedKVServer()
@@ -263,6 +278,9 @@ func (UnimplementedKVServer) Scan(*KVScanRequest, grpc.ServerStreamingServer[KVS
 }
 func (UnimplementedKVServer) Stat(context.Context, *KVStatRequest) (*KVStatReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Stat not implemented")
+}
+func (UnimplementedKVServer) Split(context.Context, *KVSplitRequest) (*KVChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Split not implemented")
 }
 func (UnimplementedKVServer) Drop(context.Context, *KVDropRequest) (*KVChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drop not implemented")
@@ -482,6 +500,24 @@ func _KV_Stat_Handler(srv interface{}, ctx context.Context, dec func(interface{}
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KV_Split_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(KVSplitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KVServer).Split(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KV_Split_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KVServer).Split(ctx, req.(*KVSplitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KV_Drop_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(KVDropRequest)
 	if err := dec(in); err != nil {
@@ -564,6 +600,10 @@ var KV_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Stat",
 			Handler:    _KV_Stat_Handler,
+		},
+		{
+			MethodName: "Split",
+			Handler:    _KV_Split_Handler,
 		},
 		{
 			MethodName: "Drop",

@@ -198,7 +198,10 @@ func (s *Service) Stat(ctx context.Context, r *dcpb.KVStatRequest) (*dcpb.KVStat
 	reply := &dcpb.KVStatReply{}
 	return reply, s.view(ctx, "kv.stat", r.Header, r.Table, func(rd storage.Reader) error {
 		t, rev := kv.Totals(rd, r.Table)
-		reply.Rows, reply.Bytes, reply.MtimeMs, reply.Revision, reply.TtlMs = t.Rows, t.Bytes, t.MtimeMs, uint64(rev), t.TtlMs
+		reply.Rows, reply.Bytes, reply.MtimeMs, reply.Revision, reply.TtlMs, reply.Ranges = t.Rows, t.Bytes, t.MtimeMs, uint64(rev), t.TtlMs, nil
+		for _, g := range kv.Ranges(rd, r.Table) {
+			reply.Ranges = append(reply.Ranges, &dcpb.KVRangeInfo{Id: g.ID, Epoch: g.Epoch, Start: g.Start, End: g.End, Rows: g.Rows, Bytes: g.Bytes})
+		}
 		return nil
 	})
 }

@@ -29,6 +29,8 @@ type Config struct {
 	Descriptors Descriptors
 	// Expiry says why no row can have a time to live yet; default: every row can.
 	Expiry func() error
+	// Ranges says why no table can be split yet; default: every one can.
+	Ranges func() error
 	Log    *slog.Logger
 }
 
@@ -50,6 +52,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.Expiry == nil {
 		cfg.Expiry = func() error { return nil }
+	}
+	if cfg.Ranges == nil {
+		cfg.Ranges = func() error { return nil }
 	}
 	return &Service{cfg: cfg, terms: map[dc.GroupID]*term{}}
 }

@@ -16,6 +16,7 @@ var (
 	movedBlocks    = feature{"moves of blocks", dc.Version{0, 3, 0}}
 	fullFiles      = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
 	rowsExpire     = feature{"rows with a time to live", dc.Version{0, 3, 0}}
+	kvRanges       = feature{"tables of more than one range", dc.Version{0, 3, 0}}
 	topicRetention = feature{"retention of topics", dc.Version{0, 3, 0}}
 )
 

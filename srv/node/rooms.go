@@ -79,7 +79,8 @@ func (n *Node) openLock(r *rooms) {
 
 func (n *Node) openKV(r *rooms) {
 	r.kinds[dc.KindKV] = kv.New(kv.Config{
-		Replicas: n.replicas, Descriptors: n.meta, Log: n.log, Expiry: func() error { return n.directory.allows(rowsExpire) },
+		Replicas: n.replicas, Descriptors: n.meta, Log: n.log,
+		Expiry: func() error { return n.directory.allows(rowsExpire) }, Ranges: func() error { return n.directory.allows(kvRanges) },
 	}).Kind()
 	r.mount.Rooms["kv"] = kvfs.New(client.NewKV(n.client, n.meta))
 }

@@ -95,6 +95,7 @@ type KVCommand struct {
 	//	*KVCommand_Sweep
 	//	*KVCommand_SetTable
 	//	*KVCommand_Expire
+	//	*KVCommand_Split
 	Op            isKVCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -243,6 +244,15 @@ func (x *KVCommand) GetExpire() *KVExpire {
 	return nil
 }
 
+func (x *KVCommand) GetSplit() *KVSplit {
+	if x != nil {
+		if x, ok := x.Op.(*KVCommand_Split); ok {
+			return x.Split
+		}
+	}
+	return nil
+}
+
 type isKVCommand_Op interface {
 	isKVCommand_Op()
 }
@@ -291,6 +301,10 @@ type KVCommand_Expire struct {
 	Expire *KVExpire `protobuf:"bytes,12,opt,name=expire,proto3,oneof"` // since 0.3.0
 }
 
+type KVCommand_Split struct {
+	Split *KVSplit `protobuf:"bytes,13,opt,name=split,proto3,oneof"` // since 0.3.0
+}
+
 func (*KVCommand_Put) isKVCommand_Op() {}
 
 func (*KVCommand_Remove) isKVCommand_Op() {}
@@ -312,6 +326,8 @@ func (*KVCommand_Sweep) isKVCommand_Op() {}
 func (*KVCommand_SetTable) isKVCommand_Op() {}
 
 func (*KVCommand_Expire) isKVCommand_Op() {}
+
+func (*KVCommand_Split) isKVCommand_Op() {}
 
 // KVOwner is who a new row belongs to.
 type KVOwner struct {
@@ -1339,6 +1355,75 @@ func (x *KVSweep) GetTable() uint64 {
 	return 0
 }
 
+// KVSplit divides the range that key is in: the left part keeps its id, the right one, from key on, gets a new id; both get the next epoch.
+type KVSplit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Table         uint64                 `protobuf:"varint,1,opt,name=table,proto3" json:"table,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`      // of a row, not of a column
+	Rows          uint64                 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`   // about how many rows of the range are at key and after it: the leader counted them
+	Bytes         uint64                 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"` // and their size
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVSplit) Reset() {
+	*x = KVSplit{}
+	mi := &file_kv_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVSplit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVSplit) ProtoMessage() {}
+
+func (x *KVSplit) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVSplit.ProtoReflect.Descriptor instead.
+func (*KVSplit) Descriptor() ([]byte, []int) {
+	return file_kv_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *KVSplit) GetTable() uint64 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *KVSplit) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *KVSplit) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *KVSplit) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type KVResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -1352,7 +1437,7 @@ type KVResult struct {
 
 func (x *KVResult) Reset() {
 	*x = KVResult{}
-	mi := &file_kv_proto_msgTypes[16]
+	mi := &file_kv_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1449,7 @@ func (x *KVResult) String() string {
 func (*KVResult) ProtoMessage() {}
 
 func (x *KVResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[16]
+	mi := &file_kv_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1462,7 @@ func (x *KVResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVResult.ProtoReflect.Descriptor instead.
 func (*KVResult) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{16}
+	return file_kv_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KVResult) GetRevision() uint64 {
@@ -1434,7 +1519,7 @@ type KVRow struct {
 
 func (x *KVRow) Reset() {
 	*x = KVRow{}
-	mi := &file_kv_proto_msgTypes[17]
+	mi := &file_kv_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1531,7 @@ func (x *KVRow) String() string {
 func (*KVRow) ProtoMessage() {}
 
 func (x *KVRow) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[17]
+	mi := &file_kv_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1544,7 @@ func (x *KVRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVRow.ProtoReflect.Descriptor instead.
 func (*KVRow) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{17}
+	return file_kv_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KVRow) GetValue() []byte {
@@ -1540,14 +1625,16 @@ type KVTable struct {
 	Dropped       bool                   `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	Swept         bool                   `protobuf:"varint,4,opt,name=swept,proto3" json:"swept,omitempty"` // dropped, and no row is left
 	MtimeMs       int64                  `protobuf:"varint,5,opt,name=mtime_ms,json=mtimeMs,proto3" json:"mtime_ms,omitempty"`
-	TtlMs         int64                  `protobuf:"varint,6,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"` // of rows whose value is replaced; 0: for ever
+	TtlMs         int64                  `protobuf:"varint,6,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`             // of rows whose value is replaced; 0: for ever
+	Ranges        uint32                 `protobuf:"varint,7,opt,name=ranges,proto3" json:"ranges,omitempty"`                        // 0: never split; it is one range with id 1 and epoch 1, and no KVRange is kept
+	LastRange     uint64                 `protobuf:"varint,8,opt,name=last_range,json=lastRange,proto3" json:"last_range,omitempty"` // the newest id, if it was split
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KVTable) Reset() {
 	*x = KVTable{}
-	mi := &file_kv_proto_msgTypes[18]
+	mi := &file_kv_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1646,7 @@ func (x *KVTable) String() string {
 func (*KVTable) ProtoMessage() {}
 
 func (x *KVTable) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[18]
+	mi := &file_kv_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1659,7 @@ func (x *KVTable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVTable.ProtoReflect.Descriptor instead.
 func (*KVTable) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{18}
+	return file_kv_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *KVTable) GetRows() uint64 {
@@ -1617,6 +1704,97 @@ func (x *KVTable) GetTtlMs() int64 {
 	return 0
 }
 
+func (x *KVTable) GetRanges() uint32 {
+	if x != nil {
+		return x.Ranges
+	}
+	return 0
+}
+
+func (x *KVTable) GetLastRange() uint64 {
+	if x != nil {
+		return x.LastRange
+	}
+	return 0
+}
+
+// KVRange is a stored range of a table that was split. It ends where the next one starts.
+type KVRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"` // grows with every change of its bounds
+	Start         []byte                 `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`  // empty: the table's beginning
+	Rows          int64                  `protobuf:"zigzag64,4,opt,name=rows,proto3" json:"rows,omitempty"` // about: what a split divided was counted a moment before; the sum over a table is exact
+	Bytes         int64                  `protobuf:"zigzag64,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KVRange) Reset() {
+	*x = KVRange{}
+	mi := &file_kv_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KVRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KVRange) ProtoMessage() {}
+
+func (x *KVRange) ProtoReflect() protoreflect.Message {
+	mi := &file_kv_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KVRange.ProtoReflect.Descriptor instead.
+func (*KVRange) Descriptor() ([]byte, []int) {
+	return file_kv_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KVRange) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *KVRange) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *KVRange) GetStart() []byte {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *KVRange) GetRows() int64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *KVRange) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // KVState is the group's own record.
 type KVState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1627,7 +1805,7 @@ type KVState struct {
 
 func (x *KVState) Reset() {
 	*x = KVState{}
-	mi := &file_kv_proto_msgTypes[19]
+	mi := &file_kv_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +1817,7 @@ func (x *KVState) String() string {
 func (*KVState) ProtoMessage() {}
 
 func (x *KVState) ProtoReflect() protoreflect.Message {
-	mi := &file_kv_proto_msgTypes[19]
+	mi := &file_kv_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +1830,7 @@ func (x *KVState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KVState.ProtoReflect.Descriptor instead.
 func (*KVState) Descriptor() ([]byte, []int) {
-	return file_kv_proto_rawDescGZIP(), []int{19}
+	return file_kv_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KVState) GetRevision() uint64 {
@@ -1666,7 +1844,7 @@ var File_kv_proto protoreflect.FileDescriptor
 
 const file_kv_proto_rawDesc = "" +
 	"\n" +
-	"\bkv.proto\x12\rdc.command.v1\"\xc3\x04\n" +
+	"\bkv.proto\x12\rdc.command.v1\"\xf3\x04\n" +
 	"\tKVCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12(\n" +
 	"\x03put\x18\x02 \x01(\v2\x14.dc.command.v1.KVPutH\x00R\x03put\x121\n" +
@@ -1680,7 +1858,8 @@ const file_kv_proto_rawDesc = "" +
 	"\x05sweep\x18\n" +
 	" \x01(\v2\x16.dc.command.v1.KVSweepH\x00R\x05sweep\x128\n" +
 	"\tset_table\x18\v \x01(\v2\x19.dc.command.v1.KVSetTableH\x00R\bsetTable\x121\n" +
-	"\x06expire\x18\f \x01(\v2\x17.dc.command.v1.KVExpireH\x00R\x06expireB\x04\n" +
+	"\x06expire\x18\f \x01(\v2\x17.dc.command.v1.KVExpireH\x00R\x06expire\x12.\n" +
+	"\x05split\x18\r \x01(\v2\x16.dc.command.v1.KVSplitH\x00R\x05splitB\x04\n" +
 	"\x02op\"A\n" +
 	"\aKVOwner\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
@@ -1767,7 +1946,12 @@ const file_kv_proto_rawDesc = "" +
 	"\x05table\x18\x01 \x01(\x04R\x05table\x12\"\n" +
 	"\ronly_if_empty\x18\x02 \x01(\bR\vonlyIfEmpty\"\x1f\n" +
 	"\aKVSweep\x12\x14\n" +
-	"\x05table\x18\x01 \x01(\x04R\x05table\"\xaf\x01\n" +
+	"\x05table\x18\x01 \x01(\x04R\x05table\"[\n" +
+	"\aKVSplit\x12\x14\n" +
+	"\x05table\x18\x01 \x01(\x04R\x05table\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x12\n" +
+	"\x04rows\x18\x03 \x01(\x04R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\"\xaf\x01\n" +
 	"\bKVResult\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12&\n" +
 	"\x03row\x18\x02 \x01(\v2\x14.dc.command.v1.KVRowR\x03row\x12\x1c\n" +
@@ -1786,14 +1970,23 @@ const file_kv_proto_rawDesc = "" +
 	"\x04size\x18\t \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
 	"expires_ms\x18\n" +
-	" \x01(\x03R\texpiresMs\"\x95\x01\n" +
+	" \x01(\x03R\texpiresMs\"\xcc\x01\n" +
 	"\aKVTable\x12\x12\n" +
 	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\bR\adropped\x12\x14\n" +
 	"\x05swept\x18\x04 \x01(\bR\x05swept\x12\x19\n" +
 	"\bmtime_ms\x18\x05 \x01(\x03R\amtimeMs\x12\x15\n" +
-	"\x06ttl_ms\x18\x06 \x01(\x03R\x05ttlMs\"%\n" +
+	"\x06ttl_ms\x18\x06 \x01(\x03R\x05ttlMs\x12\x16\n" +
+	"\x06ranges\x18\a \x01(\rR\x06ranges\x12\x1d\n" +
+	"\n" +
+	"last_range\x18\b \x01(\x04R\tlastRange\"o\n" +
+	"\aKVRange\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\fR\x05start\x12\x12\n" +
+	"\x04rows\x18\x04 \x01(\x12R\x04rows\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x12R\x05bytes\"%\n" +
 	"\aKVState\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision*e\n" +
 	"\x05KVHow\x12\x12\n" +
@@ -1816,7 +2009,7 @@ func file_kv_proto_rawDescGZIP() []byte {
 }
 
 var file_kv_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_kv_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_kv_proto_goTypes = []any{
 	(KVHow)(0),          // 0: dc.command.v1.KVHow
 	(*KVCommand)(nil),   // 1: dc.command.v1.KVCommand
@@ -1835,10 +2028,12 @@ var file_kv_proto_goTypes = []any{
 	(*KVLoad)(nil),      // 14: dc.command.v1.KVLoad
 	(*KVDrop)(nil),      // 15: dc.command.v1.KVDrop
 	(*KVSweep)(nil),     // 16: dc.command.v1.KVSweep
-	(*KVResult)(nil),    // 17: dc.command.v1.KVResult
-	(*KVRow)(nil),       // 18: dc.command.v1.KVRow
-	(*KVTable)(nil),     // 19: dc.command.v1.KVTable
-	(*KVState)(nil),     // 20: dc.command.v1.KVState
+	(*KVSplit)(nil),     // 17: dc.command.v1.KVSplit
+	(*KVResult)(nil),    // 18: dc.command.v1.KVResult
+	(*KVRow)(nil),       // 19: dc.command.v1.KVRow
+	(*KVTable)(nil),     // 20: dc.command.v1.KVTable
+	(*KVRange)(nil),     // 21: dc.command.v1.KVRange
+	(*KVState)(nil),     // 22: dc.command.v1.KVState
 }
 var file_kv_proto_depIdxs = []int32{
 	3,  // 0: dc.command.v1.KVCommand.put:type_name -> dc.command.v1.KVPut
@@ -1852,22 +2047,23 @@ var file_kv_proto_depIdxs = []int32{
 	16, // 8: dc.command.v1.KVCommand.sweep:type_name -> dc.command.v1.KVSweep
 	8,  // 9: dc.command.v1.KVCommand.set_table:type_name -> dc.command.v1.KVSetTable
 	9,  // 10: dc.command.v1.KVCommand.expire:type_name -> dc.command.v1.KVExpire
-	0,  // 11: dc.command.v1.KVPut.how:type_name -> dc.command.v1.KVHow
-	2,  // 12: dc.command.v1.KVPut.owner:type_name -> dc.command.v1.KVOwner
-	2,  // 13: dc.command.v1.KVMkdir.owner:type_name -> dc.command.v1.KVOwner
-	10, // 14: dc.command.v1.KVTxn.conditions:type_name -> dc.command.v1.KVCondition
-	11, // 15: dc.command.v1.KVTxn.then:type_name -> dc.command.v1.KVAction
-	11, // 16: dc.command.v1.KVTxn.otherwise:type_name -> dc.command.v1.KVAction
-	2,  // 17: dc.command.v1.KVTxn.owner:type_name -> dc.command.v1.KVOwner
-	13, // 18: dc.command.v1.KVLoad.rows:type_name -> dc.command.v1.KVPair
-	2,  // 19: dc.command.v1.KVLoad.owner:type_name -> dc.command.v1.KVOwner
-	18, // 20: dc.command.v1.KVResult.row:type_name -> dc.command.v1.KVRow
-	13, // 21: dc.command.v1.KVResult.values:type_name -> dc.command.v1.KVPair
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	17, // 11: dc.command.v1.KVCommand.split:type_name -> dc.command.v1.KVSplit
+	0,  // 12: dc.command.v1.KVPut.how:type_name -> dc.command.v1.KVHow
+	2,  // 13: dc.command.v1.KVPut.owner:type_name -> dc.command.v1.KVOwner
+	2,  // 14: dc.command.v1.KVMkdir.owner:type_name -> dc.command.v1.KVOwner
+	10, // 15: dc.command.v1.KVTxn.conditions:type_name -> dc.command.v1.KVCondition
+	11, // 16: dc.command.v1.KVTxn.then:type_name -> dc.command.v1.KVAction
+	11, // 17: dc.command.v1.KVTxn.otherwise:type_name -> dc.command.v1.KVAction
+	2,  // 18: dc.command.v1.KVTxn.owner:type_name -> dc.command.v1.KVOwner
+	13, // 19: dc.command.v1.KVLoad.rows:type_name -> dc.command.v1.KVPair
+	2,  // 20: dc.command.v1.KVLoad.owner:type_name -> dc.command.v1.KVOwner
+	19, // 21: dc.command.v1.KVResult.row:type_name -> dc.command.v1.KVRow
+	13, // 22: dc.command.v1.KVResult.values:type_name -> dc.command.v1.KVPair
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_kv_proto_init() }
@@ -1887,6 +2083,7 @@ func file_kv_proto_init() {
 		(*KVCommand_Sweep)(nil),
 		(*KVCommand_SetTable)(nil),
 		(*KVCommand_Expire)(nil),
+		(*KVCommand_Split)(nil),
 	}
 	file_kv_proto_msgTypes[6].OneofWrappers = []any{}
 	file_kv_proto_msgTypes[7].OneofWrappers = []any{}
@@ -1903,7 +2100,7 @@ func file_kv_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kv_proto_rawDesc), len(file_kv_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -12,12 +12,14 @@ import (
 //
 //	r<table><segment>...   KVRow; segments end by themselves, so keys sort as paths: all below "a" before "a-b"
 //	t<table>               KVTable
+//	g<table><segment>      KVRange of a table that was split; the segment is its start, none that of the first
 //	s                      KVState
 //	x<ms><table><path>     when a row is to go (empty)
 const (
 	rowRow    = 'r'
 	rowTable  = 't'
 	rowExpiry = 'x'
+	rowRange  = 'g'
 )
 
 var stateKey = []byte{'s'}

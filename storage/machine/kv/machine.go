@@ -67,6 +67,8 @@ func apply(tx storage.Tx, c *command.KVCommand) (*command.KVResult, error) {
 		return drop(tx, op.Drop)
 	case *command.KVCommand_Sweep:
 		return sweep(tx, op.Sweep)
+	case *command.KVCommand_Split:
+		return split(tx, op.Split)
 	}
 	panic(fmt.Sprintf("kv: unknown command %T", c.Op))
 }
@@ -282,6 +284,7 @@ func sweep(tx storage.Tx, c *command.KVSweep) (*command.KVResult, error) {
 	}
 	if !more {
 		t.Rows, t.Bytes, t.Swept = 0, 0, true
+		forgetRanges(tx, c.Table, t)
 		tx.Set(tableKey(c.Table), encode(t))
 	}
 	return &command.KVResult{More: more}, nil
@@ -313,6 +316,8 @@ func Command(op any) ([]byte, error) {
 		c.Op = &command.KVCommand_SetTable{SetTable: op}
 	case *command.KVExpire:
 		c.Op = &command.KVCommand_Expire{Expire: op}
+	case *command.KVSplit:
+		c.Op = &command.KVCommand_Split{Split: op}
 	default:
 		panic(fmt.Sprintf("kv: %T is no command", op))
 	}

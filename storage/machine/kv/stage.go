@@ -2,6 +2,7 @@ package kv
 
 import (
 	"bytes"
+	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
@@ -21,6 +22,7 @@ type stage struct {
 	rows     map[string]*command.KVRow // by stored key; nil is a removal
 	order    []string
 	expiries []expiry
+	ranges   map[string]*command.KVRange // whose totals change, by stored key
 }
 
 // newStage opens a table; dc.NotFound if it was dropped.
@@ -96,12 +98,10 @@ func (s *stage) set(key []byte, r *command.KVRow) {
 	old := s.row(key)
 	s.reindex(key, old, r)
 	if old != nil && !old.Dir {
-		s.table.Rows--
-		s.table.Bytes -= uint64(len(key) + len(old.Value))
+		s.count(key, -1, -int64(len(key)+len(old.Value)))
 	}
 	if r != nil && !r.Dir {
-		s.table.Rows++
-		s.table.Bytes += uint64(len(key) + len(r.Value))
+		s.count(key, 1, int64(len(key)+len(r.Value)))
 	}
 	if _, ok := s.rows[stored]; !ok {
 		s.order = append(s.order, stored)
@@ -122,6 +122,9 @@ func (s *stage) flush() {
 		}
 	}
 	s.flushExpiries()
+	for _, k := range slices.Sorted(maps.Keys(s.ranges)) {
+		s.tx.Set([]byte(k), encode(s.ranges[k]))
+	}
 	s.table.MtimeMs = s.tx.Clock()
 	s.tx.Set(tableKey(s.id), encode(s.table))
 	s.tx.Set(stateKey, encode(s.state))

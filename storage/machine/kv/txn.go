@@ -13,6 +13,9 @@ func (s *stage) txn(c *command.KVTxn) (*command.KVResult, error) {
 	if n := max(len(c.Conditions), len(c.Then), len(c.Otherwise)); n > dc.MaxKVTxnItems {
 		return nil, dc.Errorf(dc.TooLarge, "kv.txn", "", "%d items exceed the limit of %d of a transaction (MaxKVTxnItems)", n, dc.MaxKVTxnItems)
 	}
+	if err := s.oneRange(c); err != nil {
+		return nil, err
+	}
 	res := &command.KVResult{Succeeded: true}
 	for _, cond := range c.Conditions {
 		if !s.holds(cond) {
