@@ -184,6 +184,8 @@ func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]file.Hold,
 		switch {
 		case here:
 			holds[i] = file.Here
+		case len(out.Ordered) == len(ids) && out.Ordered[i]:
+			holds[i] = file.Ordered
 		case len(out.Elsewhere) == len(ids) && out.Elsewhere[i]: // an earlier version does not tell
 			holds[i] = file.Elsewhere
 		}

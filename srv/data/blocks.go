@@ -117,21 +117,26 @@ func (b *Blocks) Delete(ctx context.Context, q *dcpb.BlockDeleteRequest) (*dcpb.
 	if b.peers == nil || len(ids) == 0 {
 		return &dcpb.BlockDeleteReply{}, b.store.Delete(ids)
 	}
+	asked := time.Now()
 	holds, err := b.peers.HeldBlocks(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	var gone []file.BlockID
+	var gone, ordered []file.BlockID
 	for i, id := range ids {
-		if holds[i] != file.Here {
+		switch holds[i] {
+		case file.Here:
+		case file.Ordered:
+			ordered = append(ordered, id)
+		default:
 			gone = append(gone, id)
 		}
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, dc.Wrap(err, "block.delete", "")
 	}
-	want := len(gone)
-	n, err := b.kept.remove(gone, b.store.Delete)
+	want := len(gone) + len(ordered)
+	n, err := b.kept.remove(gone, ordered, asked, b.store.Delete)
 	if err == nil && n < want {
 		err = dc.Errorf(dc.Busy, "block.delete", "", "%d of %d blocks have just been fetched", want-n, want)
 	}
@@ -171,13 +176,13 @@ func (b *Blocks) CollectOrphans(ctx context.Context, h Holder, age time.Duration
 				continue
 			}
 			_, put, ok := b.store.Info(id)
-			surplus := holds[i] == file.Elsewhere && time.Since(b.opened) > file.KeepFetched // what was fetched before is not known
+			surplus := holds[i] >= file.Elsewhere && time.Since(b.opened) > file.KeepFetched // what was fetched before is not known
 			if surplus || ok && time.Since(put) >= age {
 				gone = append(gone, id)
 			}
 		}
 		page = page[:0]
-		n, err := b.kept.remove(gone, b.store.Delete)
+		n, err := b.kept.remove(gone, nil, time.Time{}, b.store.Delete)
 		deleted += n
 		return err
 	}

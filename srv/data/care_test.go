@@ -234,6 +234,23 @@ func TestADrainingNodeIsEmptiedAndOldLocationsAreFollowed(t *testing.T) {
 	}
 }
 
+func TestANodeThatHasJustFetchedIsEmptiedAtOnce(t *testing.T) {
+	c := datatest.New(t, 5, datatest.Care(-1))
+	a := create(t, c, "f")
+	l := write(t, c, 1, a.Ino, 0, []byte("here and gone"))
+	first := besides(l)[0]
+	c.Say(first, srvdata.Member{Up: true, Drain: true})
+	wait(t, "the block has moved", func() bool { return isOn(t, c, l.Block, 3, first) })
+	for _, n := range holders(t, c, l.Block) {
+		if !slices.Contains(l.Nodes, n) {
+			c.Say(n, srvdata.Member{Up: true, Drain: true})
+			wait(t, n.String()+" is empty", func() bool { return c.Store(n).Stats().Blocks == 0 && isOn(t, c, l.Block, 3, first, n) })
+			return
+		}
+	}
+	t.Fatal("no node has fetched the block")
+}
+
 func TestTooFewNodesLeaveADrainingNodeAsItIs(t *testing.T) {
 	c := datatest.New(t, 3, datatest.Care(-1))
 	a := create(t, c, "f")

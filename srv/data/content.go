@@ -158,6 +158,7 @@ func (s *Service) Held(ctx context.Context, q *dcpb.DataHeldRequest) (*dcpb.Data
 			}
 			h, ok := data.Held(rd, 0, id)
 			here := ok && slices.Contains(h.Nodes, node)
+			out.Ordered = append(out.Ordered, !here && data.AwaitsDeletion(rd, 0, b, node))
 			out.Held, out.Elsewhere = append(out.Held, here), append(out.Elsewhere, ok && !here)
 		}
 		return nil

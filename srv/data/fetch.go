@@ -44,14 +44,19 @@ func (k *kept) add(id file.BlockID) {
 	k.fetched[id] = now
 }
 
-// remove deletes those of ids that were not fetched lately, and tells how many those are.
-func (k *kept) remove(ids []file.BlockID, del func([]file.BlockID) error) (int, error) {
+// remove deletes those of ids that were not fetched lately, and those of ordered that were not fetched since they were asked for, and tells how many those are.
+func (k *kept) remove(ids, ordered []file.BlockID, asked time.Time, del func([]file.BlockID) error) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	ids = slices.DeleteFunc(ids, func(id file.BlockID) bool {
 		at, ok := k.fetched[id]
 		return ok && time.Since(at) < file.KeepFetched
 	})
+	for _, id := range ordered {
+		if at, ok := k.fetched[id]; !ok || at.Before(asked) {
+			ids = append(ids, id)
+		}
+	}
 	return len(ids), del(ids)
 }
 

@@ -2313,6 +2313,7 @@ type DataHeldReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Held          []bool                 `protobuf:"varint,1,rep,packed,name=held,proto3" json:"held,omitempty"`
 	Elsewhere     []bool                 `protobuf:"varint,2,rep,packed,name=elsewhere,proto3" json:"elsewhere,omitempty"` // not held on the node, but referenced: the copy is surplus
+	Ordered       []bool                 `protobuf:"varint,3,rep,packed,name=ordered,proto3" json:"ordered,omitempty"`     // the node has been told to delete it and has not said yet that it has: until then no copy on it can come to count
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2357,6 +2358,13 @@ func (x *DataHeldReply) GetHeld() []bool {
 func (x *DataHeldReply) GetElsewhere() []bool {
 	if x != nil {
 		return x.Elsewhere
+	}
+	return nil
+}
+
+func (x *DataHeldReply) GetOrdered() []bool {
+	if x != nil {
+		return x.Ordered
 	}
 	return nil
 }
@@ -4531,10 +4539,11 @@ const file_data_service_proto_rawDesc = "" +
 	"\x0fDataReportReply\"P\n" +
 	"\x0fDataHeldRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
-	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"A\n" +
+	"\x06blocks\x18\x02 \x03(\fR\x06blocks\"[\n" +
 	"\rDataHeldReply\x12\x12\n" +
 	"\x04held\x18\x01 \x03(\bR\x04held\x12\x1c\n" +
-	"\telsewhere\x18\x02 \x03(\bR\telsewhere\"R\n" +
+	"\telsewhere\x18\x02 \x03(\bR\telsewhere\x12\x18\n" +
+	"\aordered\x18\x03 \x03(\bR\aordered\"R\n" +
 	"\x11DataLocateRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
 	"\x06blocks\x18\x02 \x03(\fR\x06blocks\";\n" +

@@ -14,6 +14,7 @@ const (
 	Unreferenced Hold = iota // no file references it, or none yet: it may have been written a moment ago
 	Here                     // files reference it, and the node should have it
 	Elsewhere                // files reference it, but the node does not count: its copy is surplus
+	Ordered                  // its deletion on the node is ordered: no copy there can come to count before that is done
 )
 
 // A Fetch is a block that a node is to copy from others.
