@@ -75,7 +75,7 @@ func ctl(s Store, t client.Descriptor) synth.CtlSpec {
 		}
 		return fmt.Appendf(nil, "ttl %s\n", ttl), err
 	}
-	return synth.CtlSpec{Settings: settings, Commands: []synth.Command{
+	return synth.CtlSpec{Path: "kv/" + t.Name + "/.dc/ctl", Settings: settings, Commands: []synth.Command{
 		{
 			Name: "ttl", Usage: "DURATION|unlimited",
 			Do: func(ctx context.Context, args []string) error {

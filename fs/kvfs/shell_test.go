@@ -29,6 +29,7 @@ func TestShell(t *testing.T) {
 		{"limits", "head -c 1048576 /dev/zero > big && stat -c %s big; printf x >> big; rm big", "1048576\nbash: line 2: printf: write error: File too large\n"},
 		{"awkward names", "echo p > '100%'; echo q > 'a%2Fb'; ls; cat 'a%2Fb'; rm '100%' 'a%2Fb'", "100%\na\na%2Fb\nb\ns\nq\n"},
 		{"a control file", "ls -A | grep -c dc; echo nonsense > .dc/ctl", "0\nbash: line 2: echo: write error: Invalid argument\n"},
+		{"a control file's error", "echo nonsense > .dc/ctl; head -n1 ../../.dc/errors | grep -o 'ctl kv.*command'", "bash: line 2: echo: write error: Invalid argument\nctl kv/t/.dc/ctl: there is no command\n"},
 		{"load and scan", "rm -r *; printf 'k1\\tv1\\n{\"key\":\"k2\",\"value\":\"v2\"}\\nk3\\tv3' > .dc/load; exec 3<>.dc/scan; echo format=tsv from=k2 >&3; cat <&3", "k2\tv2\nk3\tv3\n"},
 		{"load counts", "exec 3<>.dc/load; printf 'a\\t1\\nb\\t2\\n' >&3; cat <&3", "2\n"},
 		{

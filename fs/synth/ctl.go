@@ -19,7 +19,8 @@ type Command struct {
 
 // CtlSpec describes a [Ctl] file.
 type CtlSpec struct {
-	Attr     Attr // owner, times and permission bits (0: 0666)
+	Path     string // what errors call the file; "": by its key
+	Attr     Attr   // owner, times and permission bits (0: 0666)
 	Commands []Command
 	// Settings gives what reading shows, in the form that can be written back; nil shows the commands as comments.
 	Settings func(ctx context.Context) ([]byte, error)
@@ -31,7 +32,10 @@ func Ctl(key string, s CtlSpec) File {
 	if s.Attr.Mode == 0 {
 		s.Attr.Mode = 0o666
 	}
-	f := &ctlFile{key: key, s: s}
+	if s.Path == "" {
+		s.Path = key
+	}
+	f := &ctlFile{s: s}
 	read := s.Settings
 	if read == nil {
 		read = func(context.Context) ([]byte, error) { return f.usage(), nil }
@@ -42,8 +46,7 @@ func Ctl(key string, s CtlSpec) File {
 
 type ctlFile struct {
 	valueFile
-	key string
-	s   CtlSpec
+	s CtlSpec
 }
 
 func (f *ctlFile) Open(context.Context, uint32) (Handle, error) {
@@ -57,12 +60,12 @@ type ctlHandle struct {
 
 func (h *ctlHandle) Write(ctx context.Context, data []byte, _ int64) (int, error) {
 	if len(data) > dc.MaxCtlBytes {
-		return 0, dc.Errorf(dc.TooLarge, "write", h.ctl.key, "%d bytes of commands exceed the limit of %d a write", len(data), dc.MaxCtlBytes)
+		return 0, dc.Errorf(dc.TooLarge, "write", h.ctl.s.Path, "%d bytes of commands exceed the limit of %d a write", len(data), dc.MaxCtlBytes)
 	}
 	lines := strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 	for i, line := range lines {
 		if err := h.ctl.run(ctx, line); err != nil {
-			path := h.ctl.key
+			path := h.ctl.s.Path
 			if len(lines) > 1 {
 				path = fmt.Sprintf("%s line %d", path, i+1)
 			}
