@@ -351,7 +351,7 @@ func TestLocksAmongProcessesOfAMount(t *testing.T) {
 	room.files["f"] = &memoryFile{key: "t/f", mode: 0o666}
 	dir, m := mount(t, room)
 	expect(t, dir, `exec 9>t/f; flock 9; flock -n t/f true; echo $?; flock -u 9; flock -n t/f echo free`, "1\nfree")
-	expect(t, dir, `exec 8<t/f 9<t/f; flock -s 8; flock -s -n 9 && echo shared; flock -n -x t/f true || echo held; exec 8>&- 9>&-; flock -n -x t/f echo free`, "shared\nheld\nfree")
+	expect(t, dir, `exec 8<t/f 9<t/f; flock -s 8; flock -s -n 9 && echo shared; flock -n -x t/f true || echo held; exec 8>&- 9>&-; flock -w 5 -x t/f echo free`, "shared\nheld\nfree")
 	expect(t, dir, `flock t/f sleep 0.2 & until ! flock -n t/f true; do :; done; flock t/f echo after; wait`, "after")
 	expect(t, dir, `flock t/f sleep 5 >/dev/null 2>&1 & p=$!; until ! flock -n t/f true; do :; done; timeout -s INT 0.2 flock t/f true; echo $?; kill $p $(cat /proc/$p/task/$p/children); wait $p 2>/dev/null; true`, "124")
 	expect(t, dir, `python3 - <<'E'
