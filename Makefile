@@ -1,7 +1,7 @@
 # Missing OS: build, run, test. `make` alone explains.
 SHELL := /bin/bash
 GO ?= go
-VERSION ?= 0.3.0
+VERSION ?= 0.4.0
 COMMIT ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X missingos/srv/node.Version=$(VERSION) -X missingos/srv/node.Commit=$(COMMIT)
 # The local three-node cluster: its state, and where its first node mounts (root: /dc; others: a directory of their own).
