@@ -99,6 +99,13 @@ func (s *Shard) group(entries []Entry, limit int, results *[][]Result) (n, bytes
 			break
 		}
 	}
+	for i, ev := range events {
+		if entries[i].Index > before && len(ev) > 0 {
+			for _, fn := range s.foretold {
+				fn(ev)
+			}
+		}
+	}
 	if l := s.ledger; l.applied > before {
 		m := Mark{l.applied, l.term}
 		if err := g.write(over, m, l.clock, s.cfg.BootID); err != nil {

@@ -122,6 +122,7 @@ type Shard struct {
 	apply     sync.Mutex // Apply, Restore, Close; taken before the others
 	ledger    *ledger    // nil while shelved
 	observers []func(dc.Index, []any)
+	foretold  []func([]any)
 	sleeper   sleeper
 	shelf     alarm
 	queued    atomic.Bool // waits for a shelf slot
@@ -226,6 +227,14 @@ func (s *Shard) Observe(fn func(index dc.Index, events []any)) {
 	s.apply.Lock()
 	defer s.apply.Unlock()
 	s.observers = append(s.observers, fn)
+}
+
+// Foretell adds a function that is called with the same events before the entry is committed: no view shows it yet. If the commit fails, the shard does,
+// and observers are not called. The same rules hold as for [Shard.Observe].
+func (s *Shard) Foretell(fn func(events []any)) {
+	s.apply.Lock()
+	defer s.apply.Unlock()
+	s.foretold = append(s.foretold, fn)
 }
 
 // Applied is the index of the last entry that views show; 0 in a new shard. After a restart the log is replayed from here.

@@ -11,7 +11,8 @@ import (
 // Volatile is a shard without a disk: the same machine, the same exactly-once rules, the state in memory. Tests of
 // machines and services run on it; it has no goroutines and does no I/O, so it can live in a synctest bubble.
 type Volatile struct {
-	observe func(dc.Index, []any)
+	observe  func(dc.Index, []any)
+	foretell func([]any)
 
 	mu     sync.RWMutex
 	ledger *ledger
@@ -23,6 +24,9 @@ type Volatile struct {
 func NewVolatile(m Machine, observe func(index dc.Index, events []any)) *Volatile {
 	return &Volatile{ledger: newLedger(m), observe: observe}
 }
+
+// Foretell sets a function that is called with an entry's events before views show it; it must not use the shard. Call it before the first Apply.
+func (v *Volatile) Foretell(fn func(events []any)) { v.foretell = fn }
 
 // Apply applies entries in order and returns the results by entry and command. A machine that breaks its contract panics
 // here.
@@ -43,6 +47,9 @@ func (v *Volatile) apply(e Entry) ([]Result, []any) {
 	defer v.mu.Unlock()
 	over := &overlay{base: (*stateReader)(&v.state)}
 	results, events := v.ledger.entry(over, e)
+	if v.foretell != nil && len(events) > 0 {
+		v.foretell(events)
+	}
 	over.rows.each(Span{}, func(r row) bool {
 		if r.dropped {
 			v.state.remove(r.key)

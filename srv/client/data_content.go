@@ -11,9 +11,14 @@ import (
 // Open checks that the caller may open ino with access (bits of access(2)), notes it as open on this node until [Data.Closed], and gives
 // the beginning of its content.
 func (d *Data) Open(ctx context.Context, ino file.Ino, access uint32) (file.Content, error) {
-	number, again := d.nextOpen(ino)
+	number, again := d.nextOpen(ino) // before it is known from memory: a revocation tells the leader of it
+	if c, known := d.cache.read(ino); known {
+		return c, nil
+	}
+	t := d.cache.ask(ino)
 	var out *dcpb.DataContentReply
 	err := d.query(ctx, ino, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
+		h.Hold = t.hold()
 		out, err = s.Open(ctx, &dcpb.DataOpenRequest{Header: h, Ino: uint64(ino), Access: access, Session: d.session, Opened: number, Again: again})
 		return err
 	})
@@ -21,7 +26,7 @@ func (d *Data) Open(ctx context.Context, ino file.Ino, access uint32) (file.Cont
 		d.Closed(ino)
 		return file.Content{}, err
 	}
-	return contentOf(out)
+	return d.keepContent(t, out)
 }
 
 // beginMake gives the number of an open whose inode is about to be made; endMake must follow, after the inode was noted.
@@ -88,17 +93,27 @@ func (d *Data) Report(ctx context.Context) error {
 	return err
 }
 
-// Content gives the content of ino from an offset on, a page of extents.
+// Content gives the content of ino from an offset on, a page of extents. It always asks: the caller knows no content, or has found that it is old.
 func (d *Data) Content(ctx context.Context, ino file.Ino, from int64) (file.Content, error) {
+	t := d.cache.ask(ino)
 	var out *dcpb.DataContentReply
 	err := d.query(ctx, ino, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (err error) {
+		h.Hold = t.hold()
 		out, err = s.Content(ctx, &dcpb.DataContentRequest{Header: h, Ino: uint64(ino), From: from})
 		return err
 	})
 	if err != nil {
 		return file.Content{}, err
 	}
-	return contentOf(out)
+	return d.keepContent(t, out)
+}
+
+func (d *Data) keepContent(t ticket, out *dcpb.DataContentReply) (file.Content, error) {
+	c, err := contentOf(out)
+	if err == nil {
+		d.cache.heard(t, out.Grant, c.Attr, &c)
+	}
+	return c, err
 }
 
 func contentOf(out *dcpb.DataContentReply) (file.Content, error) {
@@ -134,10 +149,12 @@ func (d *Data) Commit(ctx context.Context, c file.Commit) (file.Attr, error) {
 		}
 		q.Pieces = append(q.Pieces, m)
 	}
-	out, err := d.change(ctx, c.Ino, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+	own := d.cache.begin(c.Ino)
+	out, err := d.change(ctx, own, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
 		q.Header = h
 		return s.Commit(ctx, q)
 	})
+	own.end(out, err, nil)
 	return attrOf(out.GetAttr()), err
 }
 
@@ -148,10 +165,12 @@ func (d *Data) Append(ctx context.Context, a file.Append) (at file.Attr, off int
 	if !a.Block.Block.IsZero() {
 		q.Block = locationMessage(a.Block)
 	}
-	out, err := d.change(ctx, a.Ino, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+	own := d.cache.begin(a.Ino)
+	out, err := d.change(ctx, own, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
 		q.Header = h
 		return s.Append(ctx, q)
 	})
+	own.end(out, err, nil)
 	return attrOf(out.GetAttr()), out.GetOffset(), err
 }
 
@@ -197,9 +216,11 @@ func (d *Data) HeldBlocks(ctx context.Context, ids []file.BlockID) ([]file.Hold,
 // at the end of c.From, before bytes that lie in no block (0 if those come first: copy them), or after a bounded number of extents.
 func (d *Data) Clone(ctx context.Context, c file.Clone) (n int64, to file.Attr, err error) {
 	q := &dcpb.DataCloneRequest{From: uint64(c.From), FromOff: c.FromOff, To: uint64(c.To), ToOff: c.ToOff, Len: c.Len, Mtime: c.Mtime}
-	out, err := d.change(ctx, c.To, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
+	own := d.cache.begin(c.To, c.From)
+	out, err := d.change(ctx, own, func(ctx context.Context, s dcpb.DataClient, h *dcpb.Header) (*dcpb.DataAttrReply, error) {
 		q.Header = h
 		return s.Clone(ctx, q)
 	})
+	own.end(out, err, nil)
 	return out.GetOffset(), attrOf(out.GetAttr()), err
 }

@@ -21,7 +21,7 @@ func (s *Service) Locate(ctx context.Context, q *dcpb.DataLocateRequest) (*dcpb.
 	if len(q.Blocks) > dc.MaxScanPage {
 		return nil, dc.Errorf(dc.Invalid, "locate", "", "%d blocks exceed the limit of %d a request", len(q.Blocks), dc.MaxScanPage)
 	}
-	err := s.view(ctx, "locate", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+	_, err := s.view(ctx, "locate", q.Header, func(rd storage.Reader, _ *command.DataCaller, _ *look) error {
 		for _, b := range q.Blocks {
 			id, err := file.ParseBlockID(b)
 			if err != nil {

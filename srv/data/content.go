@@ -21,25 +21,33 @@ func (s *Service) Open(ctx context.Context, q *dcpb.DataOpenRequest) (out *dcpb.
 	if !s.openFiles(dc.GroupID(q.Header.GetGroup())).opened(q.Session, q.Opened, ino) {
 		return nil, dc.Errorf(dc.Stale, "open", ino.String(), "the file has been removed")
 	}
-	err = s.view(ctx, "open", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
+	grant, err := s.view(ctx, "open", q.Header, func(rd storage.Reader, who *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		in, err := data.Open(rd, who, ino, q.Access)
 		if err == nil {
 			out = content(rd, in, 0)
 		}
 		return err
 	})
+	if out != nil {
+		out.Grant = grant
+	}
 	return out, err
 }
 
 // Content gives the content of an inode from an offset on: the inline run and a page of extents.
 func (s *Service) Content(ctx context.Context, q *dcpb.DataContentRequest) (out *dcpb.DataContentReply, err error) {
-	err = s.view(ctx, "read", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+	grant, err := s.view(ctx, "read", q.Header, func(rd storage.Reader, _ *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		in, err := data.Inode(rd, file.Ino(q.Ino))
 		if err == nil {
 			out = content(rd, in, q.From)
 		}
 		return err
 	})
+	if out != nil {
+		out.Grant = grant
+	}
 	return out, err
 }
 
@@ -150,7 +158,7 @@ func (s *Service) Held(ctx context.Context, q *dcpb.DataHeldRequest) (*dcpb.Data
 		return nil, dc.Errorf(dc.Invalid, "held", "", "%d blocks exceed the limit of %d a request", len(q.Blocks), dc.MaxScanPage)
 	}
 	node := rpc.Principal(q.Header).Node
-	err := s.view(ctx, "held", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+	_, err := s.view(ctx, "held", q.Header, func(rd storage.Reader, _ *command.DataCaller, _ *look) error {
 		for _, b := range q.Blocks {
 			id, err := file.ParseBlockID(b)
 			if err != nil {

@@ -46,6 +46,8 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	}
 	s.setTerm(r.Group(), t)
 	defer s.setTerm(r.Group(), nil)
+	s.leases(r.Group()).Lead()
+	defer s.leases(r.Group()).Resign()
 	s.openFiles(r.Group()).endPurge()
 	purgeFrom := time.Now().Add(s.cfg.Grace)
 	tick := time.NewTicker(sweepEvery)
@@ -151,7 +153,7 @@ func (s *Service) purge(ctx context.Context, r replica.Replica, t *term) (clean 
 		from = page[len(page)-1]
 		var inos []uint64
 		for _, ino := range page {
-			if !t.rested(ino) || !open.startPurge(ino) {
+			if !t.rested(ino) || s.leases(r.Group()).Pending(ino) || !open.startPurge(ino) {
 				clean = false
 				continue
 			}

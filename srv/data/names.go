@@ -12,11 +12,18 @@ import (
 )
 
 // Lookup finds what a name in a directory names.
-func (s *Service) Lookup(ctx context.Context, q *dcpb.DataLookupRequest) (out *dcpb.DataAttrReply, err error) {
-	err = s.view(ctx, "lookup", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
+func (s *Service) Lookup(ctx context.Context, q *dcpb.DataLookupRequest) (*dcpb.DataAttrReply, error) {
+	out := &dcpb.DataAttrReply{}
+	var err error
+	out.Grant, err = s.view(ctx, "lookup", q.Header, func(rd storage.Reader, who *command.DataCaller, l *look) error {
+		l.about(q.Parent)
 		in, err := data.Lookup(rd, who, file.Ino(q.Parent), q.Name)
 		if err == nil {
-			out = &dcpb.DataAttrReply{Attr: attr(in)}
+			l.about(in.Ino)
+			out.Attr = attr(in)
+		}
+		if l.conn != nil && dc.KindOf(err) == dc.NotFound && data.IsDir(rd, file.Ino(q.Parent)) {
+			out.Absent, err = true, nil
 		}
 		return err
 	})
@@ -24,8 +31,11 @@ func (s *Service) Lookup(ctx context.Context, q *dcpb.DataLookupRequest) (out *d
 }
 
 // Stat reads the attributes of an inode and checks access to it if asked to.
-func (s *Service) Stat(ctx context.Context, q *dcpb.DataStatRequest) (out *dcpb.DataAttrReply, err error) {
-	err = s.view(ctx, "stat", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
+func (s *Service) Stat(ctx context.Context, q *dcpb.DataStatRequest) (*dcpb.DataAttrReply, error) {
+	out := &dcpb.DataAttrReply{}
+	var err error
+	out.Grant, err = s.view(ctx, "stat", q.Header, func(rd storage.Reader, who *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		if q.Access != 0 {
 			if err := data.Access(rd, who, file.Ino(q.Ino), q.Access); err != nil {
 				return err
@@ -33,7 +43,7 @@ func (s *Service) Stat(ctx context.Context, q *dcpb.DataStatRequest) (out *dcpb.
 		}
 		in, err := data.Inode(rd, file.Ino(q.Ino))
 		if err == nil {
-			out = &dcpb.DataAttrReply{Attr: attr(in)}
+			out.Attr = attr(in)
 		}
 		return err
 	})
@@ -43,9 +53,12 @@ func (s *Service) Stat(ctx context.Context, q *dcpb.DataStatRequest) (out *dcpb.
 // List reads a page of a directory.
 func (s *Service) List(ctx context.Context, q *dcpb.DataListRequest) (*dcpb.DataListReply, error) {
 	out := &dcpb.DataListReply{}
-	err := s.view(ctx, "readdir", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+	var err error
+	out.Grant, err = s.view(ctx, "readdir", q.Header, func(rd storage.Reader, _ *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		entries, err := data.List(rd, file.Ino(q.Ino), q.After, min(int(q.Limit), dc.MaxScanPage))
 		for _, e := range entries {
+			l.about(e.Inode.Ino)
 			out.Entries = append(out.Entries, &dcpb.DataEntry{Name: e.Name, Attr: attr(e.Inode)})
 		}
 		return err
@@ -54,8 +67,11 @@ func (s *Service) List(ctx context.Context, q *dcpb.DataListRequest) (*dcpb.Data
 }
 
 // Readlink reads the target of a symbolic link.
-func (s *Service) Readlink(ctx context.Context, q *dcpb.DataStatRequest) (out *dcpb.DataReadlinkReply, err error) {
-	err = s.view(ctx, "readlink", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+func (s *Service) Readlink(ctx context.Context, q *dcpb.DataStatRequest) (*dcpb.DataReadlinkReply, error) {
+	out := &dcpb.DataReadlinkReply{}
+	var err error
+	out.Grant, err = s.view(ctx, "readlink", q.Header, func(rd storage.Reader, _ *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		in, err := data.Inode(rd, file.Ino(q.Ino))
 		if err != nil {
 			return err
@@ -63,7 +79,7 @@ func (s *Service) Readlink(ctx context.Context, q *dcpb.DataStatRequest) (out *d
 		if in.Mode&file.TypeMask != file.Symlink {
 			return dc.Errorf(dc.Invalid, "readlink", file.Ino(q.Ino).String(), "not a symbolic link")
 		}
-		out = &dcpb.DataReadlinkReply{Target: in.Target}
+		out.Target = in.Target
 		return nil
 	})
 	return out, err
@@ -71,7 +87,8 @@ func (s *Service) Readlink(ctx context.Context, q *dcpb.DataStatRequest) (out *d
 
 // GetXattr reads an extended attribute.
 func (s *Service) GetXattr(ctx context.Context, q *dcpb.DataXattrRequest) (out *dcpb.DataXattrReply, err error) {
-	err = s.view(ctx, "getxattr", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
+	_, err = s.view(ctx, "getxattr", q.Header, func(rd storage.Reader, who *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		v, err := data.Xattr(rd, who, file.Ino(q.Ino), q.Name)
 		out = &dcpb.DataXattrReply{Value: v}
 		return err
@@ -81,7 +98,8 @@ func (s *Service) GetXattr(ctx context.Context, q *dcpb.DataXattrRequest) (out *
 
 // ListXattr lists the names of extended attributes.
 func (s *Service) ListXattr(ctx context.Context, q *dcpb.DataStatRequest) (out *dcpb.DataListXattrReply, err error) {
-	err = s.view(ctx, "listxattr", q.Header, func(rd storage.Reader, who *command.DataCaller) error {
+	_, err = s.view(ctx, "listxattr", q.Header, func(rd storage.Reader, who *command.DataCaller, l *look) error {
+		l.about(q.Ino)
 		names, err := data.Xattrs(rd, who, file.Ino(q.Ino))
 		out = &dcpb.DataListXattrReply{Names: names}
 		return err
@@ -91,7 +109,7 @@ func (s *Service) ListXattr(ctx context.Context, q *dcpb.DataStatRequest) (out *
 
 // Space tells what the files take.
 func (s *Service) Space(ctx context.Context, q *dcpb.DataSpaceRequest) (out *dcpb.DataSpaceReply, err error) {
-	err = s.view(ctx, "statfs", q.Header, func(rd storage.Reader, _ *command.DataCaller) error {
+	_, err = s.view(ctx, "statfs", q.Header, func(rd storage.Reader, _ *command.DataCaller, _ *look) error {
 		inodes, used := data.Usage(rd, 0)
 		out = &dcpb.DataSpaceReply{Used: used, Inodes: inodes}
 		return nil

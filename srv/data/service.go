@@ -3,12 +3,14 @@ package data
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
+	"missingos/srv/data/lease"
 	"missingos/srv/dc"
 	"missingos/srv/dc/file"
 	"missingos/srv/dcpb"
@@ -32,8 +34,12 @@ type Config struct {
 	Full func() error
 	// Grace is how long a new leader purges nothing, and how long a silent session keeps its files open. Default file.OpenGrace.
 	Grace time.Duration
-	Care  CareConfig
-	Log   *slog.Logger // default: discard
+	// Lease is how long leases on files last unless they are renewed. Default lease.TTL.
+	Lease time.Duration
+	// Leases says dc.Unsupported while some node of the cluster would not respect leases as a leader. Default: all do.
+	Leases func() error
+	Care   CareConfig
+	Log    *slog.Logger // default: discard
 }
 
 // Service serves the data groups that this node leads.
@@ -41,9 +47,10 @@ type Service struct {
 	dcpb.UnimplementedDataServer
 	cfg Config
 
-	mu    sync.Mutex
-	opens map[dc.GroupID]*opens
-	terms map[dc.GroupID]*term // of the groups this node leads
+	mu     sync.Mutex
+	opens  map[dc.GroupID]*opens
+	terms  map[dc.GroupID]*term // of the groups this node leads
+	tables map[dc.GroupID]*lease.Table
 }
 
 var _ dcpb.DataServer = (*Service)(nil)
@@ -56,7 +63,7 @@ func New(cfg Config) *Service {
 	if cfg.Grace == 0 {
 		cfg.Grace = file.OpenGrace
 	}
-	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, terms: map[dc.GroupID]*term{}}
+	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, terms: map[dc.GroupID]*term{}, tables: map[dc.GroupID]*lease.Table{}}
 }
 
 // SetReplicas and SetDeleter complete a Config whose parts are made from the service itself. They must be called before it serves.
@@ -75,11 +82,13 @@ func (s *Service) Kind() replica.Kind {
 		Machine:  data.New,
 		Lead:     s.lead,
 		Applied:  s.applied,
+		Applying: s.applying,
 		Register: func(r grpc.ServiceRegistrar) { dcpb.RegisterDataServer(r, s) },
 	}
 }
 
 func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
+	s.appliedTo(g, events)
 	s.mu.Lock()
 	t := s.terms[g]
 	s.mu.Unlock()
@@ -87,7 +96,7 @@ func (s *Service) applied(g dc.GroupID, _ dc.Index, events []any) {
 		return
 	}
 	t.applied.Add(1)
-	if len(events) == 0 {
+	if !slices.ContainsFunc(events, func(e any) bool { _, ok := e.(data.Orphaned); return ok }) {
 		return
 	}
 	select {
@@ -107,16 +116,28 @@ func (s *Service) admit(op string, h *dcpb.Header) (replica.Replica, *command.Da
 	if err != nil {
 		return nil, nil, err
 	}
+	if !s.leases(r.Group()).Leading() {
+		return nil, nil, dc.Errorf(dc.Unavailable, op, "", "this node is about to lead the group")
+	}
 	return r, &command.DataCaller{Uid: p.UID, Gid: p.GID, Groups: p.Groups}, nil
 }
 
-// view admits a read and runs fn on a linearizable view.
-func (s *Service) view(ctx context.Context, op string, h *dcpb.Header, fn func(storage.Reader, *command.DataCaller) error) error {
+// view admits a read, runs fn on a linearizable view, and waits until what it saw may be seen by all: fn says what the answer is about. The grant for the answer,
+// of a caller who wants one, is nil if there was an error.
+func (s *Service) view(ctx context.Context, op string, h *dcpb.Header, fn func(storage.Reader, *command.DataCaller, *look) error) (*dcpb.DataGrant, error) {
 	r, who, err := s.admit(op, h)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return r.View(ctx, func(rd storage.Reader) error { return fn(rd, who) })
+	l := s.look(h)
+	err = r.View(ctx, func(rd storage.Reader) error { return fn(rd, who, l) })
+	if wait := l.table.Settle(ctx, l.inos...); wait != nil {
+		return nil, wait
+	}
+	if err != nil {
+		return nil, err
+	}
+	return l.grant(), nil
 }
 
 // change admits a mutation, replicates it and answers with what became of the inode.
@@ -129,11 +150,13 @@ func (s *Service) change(ctx context.Context, op string, h *dcpb.Header, now int
 		return nil, err
 	}
 	c.Caller, c.Now = who, now
-	res, err := propose(ctx, r, rpc.RequestID(h), c)
+	res, err := s.settled(ctx, r, h, c, rpc.RequestID(h))
 	if err != nil {
 		return nil, err
 	}
-	return reply(res), nil
+	out := reply(res)
+	s.fresh(ctx, r, h, out)
+	return out, nil
 }
 
 // version is the version to propose c with: the newest that all nodes of the cluster know, or an error if c needs a newer one.

@@ -194,6 +194,9 @@ type DataAttrReply struct {
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"` // Make found the name
 	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`   // where Append put the data; how many bytes Clone cloned
 	Gone          uint64                 `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`       // the inode that lost its last name
+	Grant         *DataGrant             `protobuf:"bytes,5,opt,name=grant,proto3" json:"grant,omitempty"`
+	Absent        bool                   `protobuf:"varint,6,opt,name=absent,proto3" json:"absent,omitempty"` // Lookup, of a caller with a connection: the name does not exist, which is granted with the directory
+	Fresh         []*DataAttr            `protobuf:"bytes,7,rep,name=fresh,proto3" json:"fresh,omitempty"`    // after a change, of a caller with a connection: inodes concerned as they are now, granted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -256,6 +259,250 @@ func (x *DataAttrReply) GetGone() uint64 {
 	return 0
 }
 
+func (x *DataAttrReply) GetGrant() *DataGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *DataAttrReply) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
+func (x *DataAttrReply) GetFresh() []*DataAttr {
+	if x != nil {
+		return x.Fresh
+	}
+	return nil
+}
+
+// DataGrant says that the caller has leases of what an answer is about. Absent: it has none.
+type DataGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    uint64                 `protobuf:"fixed64,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	Refused       []uint64               `protobuf:"varint,2,rep,packed,name=refused,proto3" json:"refused,omitempty"` // inodes that it has none of
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataGrant) Reset() {
+	*x = DataGrant{}
+	mi := &file_data_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataGrant) ProtoMessage() {}
+
+func (x *DataGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataGrant.ProtoReflect.Descriptor instead.
+func (*DataGrant) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DataGrant) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *DataGrant) GetRefused() []uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return nil
+}
+
+// DataLeasesRequest: the first has header, session and replaces; each may have any of the others.
+type DataLeasesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`           // as in DataOpenRequest
+	Replaces      uint64                 `protobuf:"fixed64,3,opt,name=replaces,proto3" json:"replaces,omitempty"`        // an earlier connection, of which nothing is kept any more
+	Renew         uint64                 `protobuf:"varint,4,opt,name=renew,proto3" json:"renew,omitempty"`               // grows with every renewal
+	Acknowledged  uint64                 `protobuf:"varint,5,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // this revocation and all before are done
+	Open          []uint64               `protobuf:"varint,6,rep,packed,name=open,proto3" json:"open,omitempty"`          // of the inodes revoked, those that are open
+	Opened        uint64                 `protobuf:"varint,7,opt,name=opened,proto3" json:"opened,omitempty"`             // the number of the session's last open
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLeasesRequest) Reset() {
+	*x = DataLeasesRequest{}
+	mi := &file_data_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLeasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLeasesRequest) ProtoMessage() {}
+
+func (x *DataLeasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLeasesRequest.ProtoReflect.Descriptor instead.
+func (*DataLeasesRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DataLeasesRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataLeasesRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DataLeasesRequest) GetReplaces() uint64 {
+	if x != nil {
+		return x.Replaces
+	}
+	return 0
+}
+
+func (x *DataLeasesRequest) GetRenew() uint64 {
+	if x != nil {
+		return x.Renew
+	}
+	return 0
+}
+
+func (x *DataLeasesRequest) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *DataLeasesRequest) GetOpen() []uint64 {
+	if x != nil {
+		return x.Open
+	}
+	return nil
+}
+
+func (x *DataLeasesRequest) GetOpened() uint64 {
+	if x != nil {
+		return x.Opened
+	}
+	return 0
+}
+
+// DataLeasesReply: the first has connection and ttl_ms; each other one of the rest.
+type DataLeasesReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    uint64                 `protobuf:"fixed64,1,opt,name=connection,proto3" json:"connection,omitempty"`
+	TtlMs         uint32                 `protobuf:"varint,2,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	Renewed       uint64                 `protobuf:"varint,3,opt,name=renewed,proto3" json:"renewed,omitempty"`
+	Revocation    uint64                 `protobuf:"varint,4,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	Revoked       []uint64               `protobuf:"varint,5,rep,packed,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLeasesReply) Reset() {
+	*x = DataLeasesReply{}
+	mi := &file_data_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLeasesReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLeasesReply) ProtoMessage() {}
+
+func (x *DataLeasesReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLeasesReply.ProtoReflect.Descriptor instead.
+func (*DataLeasesReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DataLeasesReply) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *DataLeasesReply) GetTtlMs() uint32 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *DataLeasesReply) GetRenewed() uint64 {
+	if x != nil {
+		return x.Renewed
+	}
+	return 0
+}
+
+func (x *DataLeasesReply) GetRevocation() uint64 {
+	if x != nil {
+		return x.Revocation
+	}
+	return 0
+}
+
+func (x *DataLeasesReply) GetRevoked() []uint64 {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 type DataLookupRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -267,7 +514,7 @@ type DataLookupRequest struct {
 
 func (x *DataLookupRequest) Reset() {
 	*x = DataLookupRequest{}
-	mi := &file_data_service_proto_msgTypes[2]
+	mi := &file_data_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +526,7 @@ func (x *DataLookupRequest) String() string {
 func (*DataLookupRequest) ProtoMessage() {}
 
 func (x *DataLookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[2]
+	mi := &file_data_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +539,7 @@ func (x *DataLookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLookupRequest.ProtoReflect.Descriptor instead.
 func (*DataLookupRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{2}
+	return file_data_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DataLookupRequest) GetHeader() *Header {
@@ -327,7 +574,7 @@ type DataStatRequest struct {
 
 func (x *DataStatRequest) Reset() {
 	*x = DataStatRequest{}
-	mi := &file_data_service_proto_msgTypes[3]
+	mi := &file_data_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +586,7 @@ func (x *DataStatRequest) String() string {
 func (*DataStatRequest) ProtoMessage() {}
 
 func (x *DataStatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[3]
+	mi := &file_data_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +599,7 @@ func (x *DataStatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataStatRequest.ProtoReflect.Descriptor instead.
 func (*DataStatRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{3}
+	return file_data_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DataStatRequest) GetHeader() *Header {
@@ -390,7 +637,7 @@ type DataOpenRequest struct {
 
 func (x *DataOpenRequest) Reset() {
 	*x = DataOpenRequest{}
-	mi := &file_data_service_proto_msgTypes[4]
+	mi := &file_data_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -402,7 +649,7 @@ func (x *DataOpenRequest) String() string {
 func (*DataOpenRequest) ProtoMessage() {}
 
 func (x *DataOpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[4]
+	mi := &file_data_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -415,7 +662,7 @@ func (x *DataOpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataOpenRequest.ProtoReflect.Descriptor instead.
 func (*DataOpenRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{4}
+	return file_data_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DataOpenRequest) GetHeader() *Header {
@@ -473,7 +720,7 @@ type DataExtent struct {
 
 func (x *DataExtent) Reset() {
 	*x = DataExtent{}
-	mi := &file_data_service_proto_msgTypes[5]
+	mi := &file_data_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +732,7 @@ func (x *DataExtent) String() string {
 func (*DataExtent) ProtoMessage() {}
 
 func (x *DataExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[5]
+	mi := &file_data_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +745,7 @@ func (x *DataExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataExtent.ProtoReflect.Descriptor instead.
 func (*DataExtent) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{5}
+	return file_data_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DataExtent) GetOff() int64 {
@@ -547,7 +794,7 @@ type DataContentRequest struct {
 
 func (x *DataContentRequest) Reset() {
 	*x = DataContentRequest{}
-	mi := &file_data_service_proto_msgTypes[6]
+	mi := &file_data_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +806,7 @@ func (x *DataContentRequest) String() string {
 func (*DataContentRequest) ProtoMessage() {}
 
 func (x *DataContentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[6]
+	mi := &file_data_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +819,7 @@ func (x *DataContentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataContentRequest.ProtoReflect.Descriptor instead.
 func (*DataContentRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{6}
+	return file_data_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DataContentRequest) GetHeader() *Header {
@@ -604,13 +851,14 @@ type DataContentReply struct {
 	Extents       []*DataExtent          `protobuf:"bytes,4,rep,name=extents,proto3" json:"extents,omitempty"`
 	From          int64                  `protobuf:"varint,5,opt,name=from,proto3" json:"from,omitempty"`
 	To            int64                  `protobuf:"varint,6,opt,name=to,proto3" json:"to,omitempty"` // extents are complete for offsets in [from, to)
+	Grant         *DataGrant             `protobuf:"bytes,7,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataContentReply) Reset() {
 	*x = DataContentReply{}
-	mi := &file_data_service_proto_msgTypes[7]
+	mi := &file_data_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +870,7 @@ func (x *DataContentReply) String() string {
 func (*DataContentReply) ProtoMessage() {}
 
 func (x *DataContentReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[7]
+	mi := &file_data_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +883,7 @@ func (x *DataContentReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataContentReply.ProtoReflect.Descriptor instead.
 func (*DataContentReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{7}
+	return file_data_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DataContentReply) GetAttr() *DataAttr {
@@ -680,6 +928,13 @@ func (x *DataContentReply) GetTo() int64 {
 	return 0
 }
 
+func (x *DataContentReply) GetGrant() *DataGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
 type DataListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -692,7 +947,7 @@ type DataListRequest struct {
 
 func (x *DataListRequest) Reset() {
 	*x = DataListRequest{}
-	mi := &file_data_service_proto_msgTypes[8]
+	mi := &file_data_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +959,7 @@ func (x *DataListRequest) String() string {
 func (*DataListRequest) ProtoMessage() {}
 
 func (x *DataListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[8]
+	mi := &file_data_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +972,7 @@ func (x *DataListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataListRequest.ProtoReflect.Descriptor instead.
 func (*DataListRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{8}
+	return file_data_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DataListRequest) GetHeader() *Header {
@@ -758,7 +1013,7 @@ type DataEntry struct {
 
 func (x *DataEntry) Reset() {
 	*x = DataEntry{}
-	mi := &file_data_service_proto_msgTypes[9]
+	mi := &file_data_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -770,7 +1025,7 @@ func (x *DataEntry) String() string {
 func (*DataEntry) ProtoMessage() {}
 
 func (x *DataEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[9]
+	mi := &file_data_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -783,7 +1038,7 @@ func (x *DataEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataEntry.ProtoReflect.Descriptor instead.
 func (*DataEntry) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{9}
+	return file_data_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DataEntry) GetName() []byte {
@@ -803,13 +1058,14 @@ func (x *DataEntry) GetAttr() *DataAttr {
 type DataListReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*DataEntry           `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"`
+	Grant         *DataGrant             `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataListReply) Reset() {
 	*x = DataListReply{}
-	mi := &file_data_service_proto_msgTypes[10]
+	mi := &file_data_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1077,7 @@ func (x *DataListReply) String() string {
 func (*DataListReply) ProtoMessage() {}
 
 func (x *DataListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[10]
+	mi := &file_data_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1090,7 @@ func (x *DataListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataListReply.ProtoReflect.Descriptor instead.
 func (*DataListReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{10}
+	return file_data_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DataListReply) GetEntries() []*DataEntry {
@@ -844,16 +1100,24 @@ func (x *DataListReply) GetEntries() []*DataEntry {
 	return nil
 }
 
+func (x *DataListReply) GetGrant() *DataGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
 type DataReadlinkReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        []byte                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Grant         *DataGrant             `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataReadlinkReply) Reset() {
 	*x = DataReadlinkReply{}
-	mi := &file_data_service_proto_msgTypes[11]
+	mi := &file_data_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1129,7 @@ func (x *DataReadlinkReply) String() string {
 func (*DataReadlinkReply) ProtoMessage() {}
 
 func (x *DataReadlinkReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[11]
+	mi := &file_data_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,12 +1142,19 @@ func (x *DataReadlinkReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataReadlinkReply.ProtoReflect.Descriptor instead.
 func (*DataReadlinkReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{11}
+	return file_data_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DataReadlinkReply) GetTarget() []byte {
 	if x != nil {
 		return x.Target
+	}
+	return nil
+}
+
+func (x *DataReadlinkReply) GetGrant() *DataGrant {
+	if x != nil {
+		return x.Grant
 	}
 	return nil
 }
@@ -899,7 +1170,7 @@ type DataXattrRequest struct {
 
 func (x *DataXattrRequest) Reset() {
 	*x = DataXattrRequest{}
-	mi := &file_data_service_proto_msgTypes[12]
+	mi := &file_data_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1182,7 @@ func (x *DataXattrRequest) String() string {
 func (*DataXattrRequest) ProtoMessage() {}
 
 func (x *DataXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[12]
+	mi := &file_data_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1195,7 @@ func (x *DataXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataXattrRequest.ProtoReflect.Descriptor instead.
 func (*DataXattrRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{12}
+	return file_data_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DataXattrRequest) GetHeader() *Header {
@@ -957,7 +1228,7 @@ type DataXattrReply struct {
 
 func (x *DataXattrReply) Reset() {
 	*x = DataXattrReply{}
-	mi := &file_data_service_proto_msgTypes[13]
+	mi := &file_data_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1240,7 @@ func (x *DataXattrReply) String() string {
 func (*DataXattrReply) ProtoMessage() {}
 
 func (x *DataXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[13]
+	mi := &file_data_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1253,7 @@ func (x *DataXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataXattrReply.ProtoReflect.Descriptor instead.
 func (*DataXattrReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{13}
+	return file_data_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DataXattrReply) GetValue() []byte {
@@ -1001,7 +1272,7 @@ type DataListXattrReply struct {
 
 func (x *DataListXattrReply) Reset() {
 	*x = DataListXattrReply{}
-	mi := &file_data_service_proto_msgTypes[14]
+	mi := &file_data_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1284,7 @@ func (x *DataListXattrReply) String() string {
 func (*DataListXattrReply) ProtoMessage() {}
 
 func (x *DataListXattrReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[14]
+	mi := &file_data_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1297,7 @@ func (x *DataListXattrReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataListXattrReply.ProtoReflect.Descriptor instead.
 func (*DataListXattrReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{14}
+	return file_data_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DataListXattrReply) GetNames() []string {
@@ -1049,7 +1320,7 @@ type DataSetXattrRequest struct {
 
 func (x *DataSetXattrRequest) Reset() {
 	*x = DataSetXattrRequest{}
-	mi := &file_data_service_proto_msgTypes[15]
+	mi := &file_data_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1332,7 @@ func (x *DataSetXattrRequest) String() string {
 func (*DataSetXattrRequest) ProtoMessage() {}
 
 func (x *DataSetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[15]
+	mi := &file_data_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1345,7 @@ func (x *DataSetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetXattrRequest.ProtoReflect.Descriptor instead.
 func (*DataSetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{15}
+	return file_data_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DataSetXattrRequest) GetHeader() *Header {
@@ -1121,7 +1392,7 @@ type DataSpaceRequest struct {
 
 func (x *DataSpaceRequest) Reset() {
 	*x = DataSpaceRequest{}
-	mi := &file_data_service_proto_msgTypes[16]
+	mi := &file_data_service_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1133,7 +1404,7 @@ func (x *DataSpaceRequest) String() string {
 func (*DataSpaceRequest) ProtoMessage() {}
 
 func (x *DataSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[16]
+	mi := &file_data_service_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1146,7 +1417,7 @@ func (x *DataSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSpaceRequest.ProtoReflect.Descriptor instead.
 func (*DataSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{16}
+	return file_data_service_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DataSpaceRequest) GetHeader() *Header {
@@ -1166,7 +1437,7 @@ type DataSpaceReply struct {
 
 func (x *DataSpaceReply) Reset() {
 	*x = DataSpaceReply{}
-	mi := &file_data_service_proto_msgTypes[17]
+	mi := &file_data_service_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1178,7 +1449,7 @@ func (x *DataSpaceReply) String() string {
 func (*DataSpaceReply) ProtoMessage() {}
 
 func (x *DataSpaceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[17]
+	mi := &file_data_service_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1191,7 +1462,7 @@ func (x *DataSpaceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSpaceReply.ProtoReflect.Descriptor instead.
 func (*DataSpaceReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{17}
+	return file_data_service_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DataSpaceReply) GetUsed() int64 {
@@ -1230,7 +1501,7 @@ type DataMakeRequest struct {
 
 func (x *DataMakeRequest) Reset() {
 	*x = DataMakeRequest{}
-	mi := &file_data_service_proto_msgTypes[18]
+	mi := &file_data_service_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1513,7 @@ func (x *DataMakeRequest) String() string {
 func (*DataMakeRequest) ProtoMessage() {}
 
 func (x *DataMakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[18]
+	mi := &file_data_service_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1526,7 @@ func (x *DataMakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataMakeRequest.ProtoReflect.Descriptor instead.
 func (*DataMakeRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{18}
+	return file_data_service_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DataMakeRequest) GetHeader() *Header {
@@ -1362,7 +1633,7 @@ type DataLinkRequest struct {
 
 func (x *DataLinkRequest) Reset() {
 	*x = DataLinkRequest{}
-	mi := &file_data_service_proto_msgTypes[19]
+	mi := &file_data_service_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1645,7 @@ func (x *DataLinkRequest) String() string {
 func (*DataLinkRequest) ProtoMessage() {}
 
 func (x *DataLinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[19]
+	mi := &file_data_service_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1658,7 @@ func (x *DataLinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLinkRequest.ProtoReflect.Descriptor instead.
 func (*DataLinkRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{19}
+	return file_data_service_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DataLinkRequest) GetHeader() *Header {
@@ -1438,7 +1709,7 @@ type DataUnlinkRequest struct {
 
 func (x *DataUnlinkRequest) Reset() {
 	*x = DataUnlinkRequest{}
-	mi := &file_data_service_proto_msgTypes[20]
+	mi := &file_data_service_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1721,7 @@ func (x *DataUnlinkRequest) String() string {
 func (*DataUnlinkRequest) ProtoMessage() {}
 
 func (x *DataUnlinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[20]
+	mi := &file_data_service_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1734,7 @@ func (x *DataUnlinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataUnlinkRequest.ProtoReflect.Descriptor instead.
 func (*DataUnlinkRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{20}
+	return file_data_service_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DataUnlinkRequest) GetHeader() *Header {
@@ -1516,7 +1787,7 @@ type DataRenameRequest struct {
 
 func (x *DataRenameRequest) Reset() {
 	*x = DataRenameRequest{}
-	mi := &file_data_service_proto_msgTypes[21]
+	mi := &file_data_service_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1799,7 @@ func (x *DataRenameRequest) String() string {
 func (*DataRenameRequest) ProtoMessage() {}
 
 func (x *DataRenameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[21]
+	mi := &file_data_service_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1812,7 @@ func (x *DataRenameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataRenameRequest.ProtoReflect.Descriptor instead.
 func (*DataRenameRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{21}
+	return file_data_service_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DataRenameRequest) GetHeader() *Header {
@@ -1612,7 +1883,7 @@ type DataSetAttrRequest struct {
 
 func (x *DataSetAttrRequest) Reset() {
 	*x = DataSetAttrRequest{}
-	mi := &file_data_service_proto_msgTypes[22]
+	mi := &file_data_service_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1624,7 +1895,7 @@ func (x *DataSetAttrRequest) String() string {
 func (*DataSetAttrRequest) ProtoMessage() {}
 
 func (x *DataSetAttrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[22]
+	mi := &file_data_service_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1637,7 +1908,7 @@ func (x *DataSetAttrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataSetAttrRequest.ProtoReflect.Descriptor instead.
 func (*DataSetAttrRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{22}
+	return file_data_service_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DataSetAttrRequest) GetHeader() *Header {
@@ -1728,7 +1999,7 @@ type DataLocation struct {
 
 func (x *DataLocation) Reset() {
 	*x = DataLocation{}
-	mi := &file_data_service_proto_msgTypes[23]
+	mi := &file_data_service_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +2011,7 @@ func (x *DataLocation) String() string {
 func (*DataLocation) ProtoMessage() {}
 
 func (x *DataLocation) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[23]
+	mi := &file_data_service_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +2024,7 @@ func (x *DataLocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLocation.ProtoReflect.Descriptor instead.
 func (*DataLocation) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{23}
+	return file_data_service_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DataLocation) GetBlock() []byte {
@@ -1789,7 +2060,7 @@ type DataPiece struct {
 
 func (x *DataPiece) Reset() {
 	*x = DataPiece{}
-	mi := &file_data_service_proto_msgTypes[24]
+	mi := &file_data_service_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2072,7 @@ func (x *DataPiece) String() string {
 func (*DataPiece) ProtoMessage() {}
 
 func (x *DataPiece) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[24]
+	mi := &file_data_service_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2085,7 @@ func (x *DataPiece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataPiece.ProtoReflect.Descriptor instead.
 func (*DataPiece) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{24}
+	return file_data_service_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DataPiece) GetOff() int64 {
@@ -1864,7 +2135,7 @@ type DataCommitRequest struct {
 
 func (x *DataCommitRequest) Reset() {
 	*x = DataCommitRequest{}
-	mi := &file_data_service_proto_msgTypes[25]
+	mi := &file_data_service_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2147,7 @@ func (x *DataCommitRequest) String() string {
 func (*DataCommitRequest) ProtoMessage() {}
 
 func (x *DataCommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[25]
+	mi := &file_data_service_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2160,7 @@ func (x *DataCommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCommitRequest.ProtoReflect.Descriptor instead.
 func (*DataCommitRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{25}
+	return file_data_service_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DataCommitRequest) GetHeader() *Header {
@@ -1984,7 +2255,7 @@ type DataAppendRequest struct {
 
 func (x *DataAppendRequest) Reset() {
 	*x = DataAppendRequest{}
-	mi := &file_data_service_proto_msgTypes[26]
+	mi := &file_data_service_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1996,7 +2267,7 @@ func (x *DataAppendRequest) String() string {
 func (*DataAppendRequest) ProtoMessage() {}
 
 func (x *DataAppendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[26]
+	mi := &file_data_service_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2009,7 +2280,7 @@ func (x *DataAppendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataAppendRequest.ProtoReflect.Descriptor instead.
 func (*DataAppendRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{26}
+	return file_data_service_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DataAppendRequest) GetHeader() *Header {
@@ -2076,7 +2347,7 @@ type DataCloneRequest struct {
 
 func (x *DataCloneRequest) Reset() {
 	*x = DataCloneRequest{}
-	mi := &file_data_service_proto_msgTypes[27]
+	mi := &file_data_service_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2359,7 @@ func (x *DataCloneRequest) String() string {
 func (*DataCloneRequest) ProtoMessage() {}
 
 func (x *DataCloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[27]
+	mi := &file_data_service_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2372,7 @@ func (x *DataCloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCloneRequest.ProtoReflect.Descriptor instead.
 func (*DataCloneRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{27}
+	return file_data_service_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DataCloneRequest) GetHeader() *Header {
@@ -2165,7 +2436,7 @@ type DataReportRequest struct {
 
 func (x *DataReportRequest) Reset() {
 	*x = DataReportRequest{}
-	mi := &file_data_service_proto_msgTypes[28]
+	mi := &file_data_service_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2448,7 @@ func (x *DataReportRequest) String() string {
 func (*DataReportRequest) ProtoMessage() {}
 
 func (x *DataReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[28]
+	mi := &file_data_service_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2461,7 @@ func (x *DataReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataReportRequest.ProtoReflect.Descriptor instead.
 func (*DataReportRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{28}
+	return file_data_service_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DataReportRequest) GetHeader() *Header {
@@ -2229,7 +2500,7 @@ type DataReportReply struct {
 
 func (x *DataReportReply) Reset() {
 	*x = DataReportReply{}
-	mi := &file_data_service_proto_msgTypes[29]
+	mi := &file_data_service_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2241,7 +2512,7 @@ func (x *DataReportReply) String() string {
 func (*DataReportReply) ProtoMessage() {}
 
 func (x *DataReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[29]
+	mi := &file_data_service_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2254,7 +2525,7 @@ func (x *DataReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataReportReply.ProtoReflect.Descriptor instead.
 func (*DataReportReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{29}
+	return file_data_service_proto_rawDescGZIP(), []int{32}
 }
 
 type DataHeldRequest struct {
@@ -2267,7 +2538,7 @@ type DataHeldRequest struct {
 
 func (x *DataHeldRequest) Reset() {
 	*x = DataHeldRequest{}
-	mi := &file_data_service_proto_msgTypes[30]
+	mi := &file_data_service_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2550,7 @@ func (x *DataHeldRequest) String() string {
 func (*DataHeldRequest) ProtoMessage() {}
 
 func (x *DataHeldRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[30]
+	mi := &file_data_service_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2563,7 @@ func (x *DataHeldRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataHeldRequest.ProtoReflect.Descriptor instead.
 func (*DataHeldRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{30}
+	return file_data_service_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DataHeldRequest) GetHeader() *Header {
@@ -2320,7 +2591,7 @@ type DataHeldReply struct {
 
 func (x *DataHeldReply) Reset() {
 	*x = DataHeldReply{}
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2603,7 @@ func (x *DataHeldReply) String() string {
 func (*DataHeldReply) ProtoMessage() {}
 
 func (x *DataHeldReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[31]
+	mi := &file_data_service_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2616,7 @@ func (x *DataHeldReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataHeldReply.ProtoReflect.Descriptor instead.
 func (*DataHeldReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{31}
+	return file_data_service_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DataHeldReply) GetHeld() []bool {
@@ -2379,7 +2650,7 @@ type DataLocateRequest struct {
 
 func (x *DataLocateRequest) Reset() {
 	*x = DataLocateRequest{}
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2662,7 @@ func (x *DataLocateRequest) String() string {
 func (*DataLocateRequest) ProtoMessage() {}
 
 func (x *DataLocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[32]
+	mi := &file_data_service_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2675,7 @@ func (x *DataLocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLocateRequest.ProtoReflect.Descriptor instead.
 func (*DataLocateRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{32}
+	return file_data_service_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *DataLocateRequest) GetHeader() *Header {
@@ -2430,7 +2701,7 @@ type DataLocateReply struct {
 
 func (x *DataLocateReply) Reset() {
 	*x = DataLocateReply{}
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2442,7 +2713,7 @@ func (x *DataLocateReply) String() string {
 func (*DataLocateReply) ProtoMessage() {}
 
 func (x *DataLocateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[33]
+	mi := &file_data_service_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2455,7 +2726,7 @@ func (x *DataLocateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataLocateReply.ProtoReflect.Descriptor instead.
 func (*DataLocateReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{33}
+	return file_data_service_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DataLocateReply) GetPlaces() []*DataPlace {
@@ -2474,7 +2745,7 @@ type DataPlace struct {
 
 func (x *DataPlace) Reset() {
 	*x = DataPlace{}
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2486,7 +2757,7 @@ func (x *DataPlace) String() string {
 func (*DataPlace) ProtoMessage() {}
 
 func (x *DataPlace) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[34]
+	mi := &file_data_service_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2499,7 +2770,7 @@ func (x *DataPlace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataPlace.ProtoReflect.Descriptor instead.
 func (*DataPlace) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{34}
+	return file_data_service_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DataPlace) GetNodes() []uint64 {
@@ -2519,7 +2790,7 @@ type DataBadRequest struct {
 
 func (x *DataBadRequest) Reset() {
 	*x = DataBadRequest{}
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2531,7 +2802,7 @@ func (x *DataBadRequest) String() string {
 func (*DataBadRequest) ProtoMessage() {}
 
 func (x *DataBadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[35]
+	mi := &file_data_service_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2544,7 +2815,7 @@ func (x *DataBadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBadRequest.ProtoReflect.Descriptor instead.
 func (*DataBadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{35}
+	return file_data_service_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *DataBadRequest) GetHeader() *Header {
@@ -2571,7 +2842,7 @@ type DataBad struct {
 
 func (x *DataBad) Reset() {
 	*x = DataBad{}
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2583,7 +2854,7 @@ func (x *DataBad) String() string {
 func (*DataBad) ProtoMessage() {}
 
 func (x *DataBad) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[36]
+	mi := &file_data_service_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2596,7 +2867,7 @@ func (x *DataBad) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBad.ProtoReflect.Descriptor instead.
 func (*DataBad) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{36}
+	return file_data_service_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *DataBad) GetBlock() []byte {
@@ -2621,7 +2892,7 @@ type DataBadReply struct {
 
 func (x *DataBadReply) Reset() {
 	*x = DataBadReply{}
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2633,7 +2904,7 @@ func (x *DataBadReply) String() string {
 func (*DataBadReply) ProtoMessage() {}
 
 func (x *DataBadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[37]
+	mi := &file_data_service_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2646,7 +2917,7 @@ func (x *DataBadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBadReply.ProtoReflect.Descriptor instead.
 func (*DataBadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{37}
+	return file_data_service_proto_rawDescGZIP(), []int{40}
 }
 
 type DataCareRequest struct {
@@ -2658,7 +2929,7 @@ type DataCareRequest struct {
 
 func (x *DataCareRequest) Reset() {
 	*x = DataCareRequest{}
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2670,7 +2941,7 @@ func (x *DataCareRequest) String() string {
 func (*DataCareRequest) ProtoMessage() {}
 
 func (x *DataCareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[38]
+	mi := &file_data_service_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2683,7 +2954,7 @@ func (x *DataCareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCareRequest.ProtoReflect.Descriptor instead.
 func (*DataCareRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{38}
+	return file_data_service_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DataCareRequest) GetHeader() *Header {
@@ -2721,7 +2992,7 @@ type DataCareReply struct {
 
 func (x *DataCareReply) Reset() {
 	*x = DataCareReply{}
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2733,7 +3004,7 @@ func (x *DataCareReply) String() string {
 func (*DataCareReply) ProtoMessage() {}
 
 func (x *DataCareReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[39]
+	mi := &file_data_service_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2746,7 +3017,7 @@ func (x *DataCareReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCareReply.ProtoReflect.Descriptor instead.
 func (*DataCareReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{39}
+	return file_data_service_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DataCareReply) GetBlocks() uint64 {
@@ -2899,7 +3170,7 @@ type DataCopies struct {
 
 func (x *DataCopies) Reset() {
 	*x = DataCopies{}
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2911,7 +3182,7 @@ func (x *DataCopies) String() string {
 func (*DataCopies) ProtoMessage() {}
 
 func (x *DataCopies) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[40]
+	mi := &file_data_service_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2924,7 +3195,7 @@ func (x *DataCopies) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCopies.ProtoReflect.Descriptor instead.
 func (*DataCopies) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{40}
+	return file_data_service_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DataCopies) GetCopies() uint32 {
@@ -2956,7 +3227,7 @@ type DataStore struct {
 
 func (x *DataStore) Reset() {
 	*x = DataStore{}
-	mi := &file_data_service_proto_msgTypes[41]
+	mi := &file_data_service_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2968,7 +3239,7 @@ func (x *DataStore) String() string {
 func (*DataStore) ProtoMessage() {}
 
 func (x *DataStore) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[41]
+	mi := &file_data_service_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2981,7 +3252,7 @@ func (x *DataStore) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataStore.ProtoReflect.Descriptor instead.
 func (*DataStore) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{41}
+	return file_data_service_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DataStore) GetNode() uint64 {
@@ -3046,7 +3317,7 @@ type DataCheckRequest struct {
 
 func (x *DataCheckRequest) Reset() {
 	*x = DataCheckRequest{}
-	mi := &file_data_service_proto_msgTypes[42]
+	mi := &file_data_service_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3058,7 +3329,7 @@ func (x *DataCheckRequest) String() string {
 func (*DataCheckRequest) ProtoMessage() {}
 
 func (x *DataCheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[42]
+	mi := &file_data_service_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3071,7 +3342,7 @@ func (x *DataCheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCheckRequest.ProtoReflect.Descriptor instead.
 func (*DataCheckRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{42}
+	return file_data_service_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DataCheckRequest) GetHeader() *Header {
@@ -3120,7 +3391,7 @@ type DataCheckReply struct {
 
 func (x *DataCheckReply) Reset() {
 	*x = DataCheckReply{}
-	mi := &file_data_service_proto_msgTypes[43]
+	mi := &file_data_service_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3132,7 +3403,7 @@ func (x *DataCheckReply) String() string {
 func (*DataCheckReply) ProtoMessage() {}
 
 func (x *DataCheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[43]
+	mi := &file_data_service_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3145,7 +3416,7 @@ func (x *DataCheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataCheckReply.ProtoReflect.Descriptor instead.
 func (*DataCheckReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{43}
+	return file_data_service_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *DataCheckReply) GetNext() []byte {
@@ -3181,7 +3452,7 @@ type DataFinding struct {
 
 func (x *DataFinding) Reset() {
 	*x = DataFinding{}
-	mi := &file_data_service_proto_msgTypes[44]
+	mi := &file_data_service_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3464,7 @@ func (x *DataFinding) String() string {
 func (*DataFinding) ProtoMessage() {}
 
 func (x *DataFinding) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[44]
+	mi := &file_data_service_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3477,7 @@ func (x *DataFinding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataFinding.ProtoReflect.Descriptor instead.
 func (*DataFinding) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{44}
+	return file_data_service_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DataFinding) GetWhat() string {
@@ -3250,7 +3521,7 @@ type BlockPutRequest struct {
 
 func (x *BlockPutRequest) Reset() {
 	*x = BlockPutRequest{}
-	mi := &file_data_service_proto_msgTypes[45]
+	mi := &file_data_service_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +3533,7 @@ func (x *BlockPutRequest) String() string {
 func (*BlockPutRequest) ProtoMessage() {}
 
 func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[45]
+	mi := &file_data_service_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +3546,7 @@ func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutRequest.ProtoReflect.Descriptor instead.
 func (*BlockPutRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{45}
+	return file_data_service_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *BlockPutRequest) GetHeader() *Header {
@@ -3321,7 +3592,7 @@ type BlockPutReply struct {
 
 func (x *BlockPutReply) Reset() {
 	*x = BlockPutReply{}
-	mi := &file_data_service_proto_msgTypes[46]
+	mi := &file_data_service_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3604,7 @@ func (x *BlockPutReply) String() string {
 func (*BlockPutReply) ProtoMessage() {}
 
 func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[46]
+	mi := &file_data_service_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3617,7 @@ func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutReply.ProtoReflect.Descriptor instead.
 func (*BlockPutReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{46}
+	return file_data_service_proto_rawDescGZIP(), []int{49}
 }
 
 type BlockReadRequest struct {
@@ -3361,7 +3632,7 @@ type BlockReadRequest struct {
 
 func (x *BlockReadRequest) Reset() {
 	*x = BlockReadRequest{}
-	mi := &file_data_service_proto_msgTypes[47]
+	mi := &file_data_service_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3373,7 +3644,7 @@ func (x *BlockReadRequest) String() string {
 func (*BlockReadRequest) ProtoMessage() {}
 
 func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[47]
+	mi := &file_data_service_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3386,7 +3657,7 @@ func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadRequest.ProtoReflect.Descriptor instead.
 func (*BlockReadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{47}
+	return file_data_service_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BlockReadRequest) GetHeader() *Header {
@@ -3426,7 +3697,7 @@ type BlockReadReply struct {
 
 func (x *BlockReadReply) Reset() {
 	*x = BlockReadReply{}
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3709,7 @@ func (x *BlockReadReply) String() string {
 func (*BlockReadReply) ProtoMessage() {}
 
 func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3722,7 @@ func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadReply.ProtoReflect.Descriptor instead.
 func (*BlockReadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{48}
+	return file_data_service_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BlockReadReply) GetData() []byte {
@@ -3471,7 +3742,7 @@ type BlockDeleteRequest struct {
 
 func (x *BlockDeleteRequest) Reset() {
 	*x = BlockDeleteRequest{}
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3754,7 @@ func (x *BlockDeleteRequest) String() string {
 func (*BlockDeleteRequest) ProtoMessage() {}
 
 func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3767,7 @@ func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteRequest.ProtoReflect.Descriptor instead.
 func (*BlockDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{49}
+	return file_data_service_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *BlockDeleteRequest) GetHeader() *Header {
@@ -3521,7 +3792,7 @@ type BlockDeleteReply struct {
 
 func (x *BlockDeleteReply) Reset() {
 	*x = BlockDeleteReply{}
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +3804,7 @@ func (x *BlockDeleteReply) String() string {
 func (*BlockDeleteReply) ProtoMessage() {}
 
 func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +3817,7 @@ func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteReply.ProtoReflect.Descriptor instead.
 func (*BlockDeleteReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{50}
+	return file_data_service_proto_rawDescGZIP(), []int{53}
 }
 
 type BlockSyncRequest struct {
@@ -3558,7 +3829,7 @@ type BlockSyncRequest struct {
 
 func (x *BlockSyncRequest) Reset() {
 	*x = BlockSyncRequest{}
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3570,7 +3841,7 @@ func (x *BlockSyncRequest) String() string {
 func (*BlockSyncRequest) ProtoMessage() {}
 
 func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3583,7 +3854,7 @@ func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncRequest.ProtoReflect.Descriptor instead.
 func (*BlockSyncRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{51}
+	return file_data_service_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BlockSyncRequest) GetHeader() *Header {
@@ -3601,7 +3872,7 @@ type BlockSyncReply struct {
 
 func (x *BlockSyncReply) Reset() {
 	*x = BlockSyncReply{}
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3613,7 +3884,7 @@ func (x *BlockSyncReply) String() string {
 func (*BlockSyncReply) ProtoMessage() {}
 
 func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3626,7 +3897,7 @@ func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncReply.ProtoReflect.Descriptor instead.
 func (*BlockSyncReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{52}
+	return file_data_service_proto_rawDescGZIP(), []int{55}
 }
 
 type BlockSpaceRequest struct {
@@ -3638,7 +3909,7 @@ type BlockSpaceRequest struct {
 
 func (x *BlockSpaceRequest) Reset() {
 	*x = BlockSpaceRequest{}
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3650,7 +3921,7 @@ func (x *BlockSpaceRequest) String() string {
 func (*BlockSpaceRequest) ProtoMessage() {}
 
 func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3663,7 +3934,7 @@ func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceRequest.ProtoReflect.Descriptor instead.
 func (*BlockSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{53}
+	return file_data_service_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BlockSpaceRequest) GetHeader() *Header {
@@ -3685,7 +3956,7 @@ type BlockSpaceReply struct {
 
 func (x *BlockSpaceReply) Reset() {
 	*x = BlockSpaceReply{}
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3697,7 +3968,7 @@ func (x *BlockSpaceReply) String() string {
 func (*BlockSpaceReply) ProtoMessage() {}
 
 func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3710,7 +3981,7 @@ func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceReply.ProtoReflect.Descriptor instead.
 func (*BlockSpaceReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{54}
+	return file_data_service_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BlockSpaceReply) GetFree() int64 {
@@ -3751,7 +4022,7 @@ type BlockHaveRequest struct {
 
 func (x *BlockHaveRequest) Reset() {
 	*x = BlockHaveRequest{}
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3763,7 +4034,7 @@ func (x *BlockHaveRequest) String() string {
 func (*BlockHaveRequest) ProtoMessage() {}
 
 func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3776,7 +4047,7 @@ func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveRequest.ProtoReflect.Descriptor instead.
 func (*BlockHaveRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{55}
+	return file_data_service_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BlockHaveRequest) GetHeader() *Header {
@@ -3802,7 +4073,7 @@ type BlockHaveReply struct {
 
 func (x *BlockHaveReply) Reset() {
 	*x = BlockHaveReply{}
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +4085,7 @@ func (x *BlockHaveReply) String() string {
 func (*BlockHaveReply) ProtoMessage() {}
 
 func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3827,7 +4098,7 @@ func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveReply.ProtoReflect.Descriptor instead.
 func (*BlockHaveReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{56}
+	return file_data_service_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *BlockHaveReply) GetSizes() []uint32 {
@@ -3847,7 +4118,7 @@ type BlockFetchRequest struct {
 
 func (x *BlockFetchRequest) Reset() {
 	*x = BlockFetchRequest{}
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3859,7 +4130,7 @@ func (x *BlockFetchRequest) String() string {
 func (*BlockFetchRequest) ProtoMessage() {}
 
 func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3872,7 +4143,7 @@ func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchRequest.ProtoReflect.Descriptor instead.
 func (*BlockFetchRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{57}
+	return file_data_service_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BlockFetchRequest) GetHeader() *Header {
@@ -3900,7 +4171,7 @@ type BlockFetch struct {
 
 func (x *BlockFetch) Reset() {
 	*x = BlockFetch{}
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3912,7 +4183,7 @@ func (x *BlockFetch) String() string {
 func (*BlockFetch) ProtoMessage() {}
 
 func (x *BlockFetch) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3925,7 +4196,7 @@ func (x *BlockFetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetch.ProtoReflect.Descriptor instead.
 func (*BlockFetch) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{58}
+	return file_data_service_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BlockFetch) GetBlock() []byte {
@@ -3958,7 +4229,7 @@ type BlockFetchReply struct {
 
 func (x *BlockFetchReply) Reset() {
 	*x = BlockFetchReply{}
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3970,7 +4241,7 @@ func (x *BlockFetchReply) String() string {
 func (*BlockFetchReply) ProtoMessage() {}
 
 func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3983,7 +4254,7 @@ func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchReply.ProtoReflect.Descriptor instead.
 func (*BlockFetchReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{59}
+	return file_data_service_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *BlockFetchReply) GetBlocks() []*BlockFetched {
@@ -4003,7 +4274,7 @@ type BlockFetched struct {
 
 func (x *BlockFetched) Reset() {
 	*x = BlockFetched{}
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4015,7 +4286,7 @@ func (x *BlockFetched) String() string {
 func (*BlockFetched) ProtoMessage() {}
 
 func (x *BlockFetched) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4028,7 +4299,7 @@ func (x *BlockFetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetched.ProtoReflect.Descriptor instead.
 func (*BlockFetched) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{60}
+	return file_data_service_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *BlockFetched) GetKind() int32 {
@@ -4055,7 +4326,7 @@ type BlockVerifyRequest struct {
 
 func (x *BlockVerifyRequest) Reset() {
 	*x = BlockVerifyRequest{}
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4067,7 +4338,7 @@ func (x *BlockVerifyRequest) String() string {
 func (*BlockVerifyRequest) ProtoMessage() {}
 
 func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4080,7 +4351,7 @@ func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyRequest.ProtoReflect.Descriptor instead.
 func (*BlockVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{61}
+	return file_data_service_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *BlockVerifyRequest) GetHeader() *Header {
@@ -4106,7 +4377,7 @@ type BlockVerifyReply struct {
 
 func (x *BlockVerifyReply) Reset() {
 	*x = BlockVerifyReply{}
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4118,7 +4389,7 @@ func (x *BlockVerifyReply) String() string {
 func (*BlockVerifyReply) ProtoMessage() {}
 
 func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4131,7 +4402,7 @@ func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyReply.ProtoReflect.Descriptor instead.
 func (*BlockVerifyReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{62}
+	return file_data_service_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *BlockVerifyReply) GetKinds() []int32 {
@@ -4152,7 +4423,7 @@ type BlockListRequest struct {
 
 func (x *BlockListRequest) Reset() {
 	*x = BlockListRequest{}
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4435,7 @@ func (x *BlockListRequest) String() string {
 func (*BlockListRequest) ProtoMessage() {}
 
 func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4448,7 @@ func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListRequest.ProtoReflect.Descriptor instead.
 func (*BlockListRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{63}
+	return file_data_service_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *BlockListRequest) GetHeader() *Header {
@@ -4211,7 +4482,7 @@ type BlockListReply struct {
 
 func (x *BlockListReply) Reset() {
 	*x = BlockListReply{}
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4223,7 +4494,7 @@ func (x *BlockListReply) String() string {
 func (*BlockListReply) ProtoMessage() {}
 
 func (x *BlockListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4236,7 +4507,7 @@ func (x *BlockListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListReply.ProtoReflect.Descriptor instead.
 func (*BlockListReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{64}
+	return file_data_service_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *BlockListReply) GetBlocks() [][]byte {
@@ -4262,7 +4533,7 @@ type BlockCollectRequest struct {
 
 func (x *BlockCollectRequest) Reset() {
 	*x = BlockCollectRequest{}
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4274,7 +4545,7 @@ func (x *BlockCollectRequest) String() string {
 func (*BlockCollectRequest) ProtoMessage() {}
 
 func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4287,7 +4558,7 @@ func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectRequest.ProtoReflect.Descriptor instead.
 func (*BlockCollectRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{65}
+	return file_data_service_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BlockCollectRequest) GetHeader() *Header {
@@ -4306,7 +4577,7 @@ type BlockCollectReply struct {
 
 func (x *BlockCollectReply) Reset() {
 	*x = BlockCollectReply{}
-	mi := &file_data_service_proto_msgTypes[66]
+	mi := &file_data_service_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4318,7 +4589,7 @@ func (x *BlockCollectReply) String() string {
 func (*BlockCollectReply) ProtoMessage() {}
 
 func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[66]
+	mi := &file_data_service_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4331,7 +4602,7 @@ func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectReply.ProtoReflect.Descriptor instead.
 func (*BlockCollectReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{66}
+	return file_data_service_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BlockCollectReply) GetDeleted() int64 {
@@ -4363,12 +4634,38 @@ const file_data_service_proto_rawDesc = "" +
 	"\x06parent\x18\r \x01(\x04R\x06parent\x12\x18\n" +
 	"\aversion\x18\x0e \x01(\x04R\aversion\x12\x10\n" +
 	"\x03acl\x18\x0f \x01(\bR\x03acl\x12\x16\n" +
-	"\x06xattrs\x18\x10 \x01(\bR\x06xattrs\"z\n" +
+	"\x06xattrs\x18\x10 \x01(\bR\x06xattrs\"\xe1\x01\n" +
 	"\rDataAttrReply\x12#\n" +
 	"\x04attr\x18\x01 \x01(\v2\x0f.dc.v1.DataAttrR\x04attr\x12\x18\n" +
 	"\aexisted\x18\x02 \x01(\bR\aexisted\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04gone\x18\x04 \x01(\x04R\x04gone\"f\n" +
+	"\x04gone\x18\x04 \x01(\x04R\x04gone\x12&\n" +
+	"\x05grant\x18\x05 \x01(\v2\x10.dc.v1.DataGrantR\x05grant\x12\x16\n" +
+	"\x06absent\x18\x06 \x01(\bR\x06absent\x12%\n" +
+	"\x05fresh\x18\a \x03(\v2\x0f.dc.v1.DataAttrR\x05fresh\"E\n" +
+	"\tDataGrant\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x06R\n" +
+	"connection\x12\x18\n" +
+	"\arefused\x18\x02 \x03(\x04R\arefused\"\xd6\x01\n" +
+	"\x11DataLeasesRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x1a\n" +
+	"\breplaces\x18\x03 \x01(\x06R\breplaces\x12\x14\n" +
+	"\x05renew\x18\x04 \x01(\x04R\x05renew\x12\"\n" +
+	"\facknowledged\x18\x05 \x01(\x04R\facknowledged\x12\x12\n" +
+	"\x04open\x18\x06 \x03(\x04R\x04open\x12\x16\n" +
+	"\x06opened\x18\a \x01(\x04R\x06opened\"\x9c\x01\n" +
+	"\x0fDataLeasesReply\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x06R\n" +
+	"connection\x12\x15\n" +
+	"\x06ttl_ms\x18\x02 \x01(\rR\x05ttlMs\x12\x18\n" +
+	"\arenewed\x18\x03 \x01(\x04R\arenewed\x12\x1e\n" +
+	"\n" +
+	"revocation\x18\x04 \x01(\x04R\n" +
+	"revocation\x12\x18\n" +
+	"\arevoked\x18\x05 \x03(\x04R\arevoked\"f\n" +
 	"\x11DataLookupRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\x04R\x06parent\x12\x12\n" +
@@ -4394,7 +4691,7 @@ const file_data_service_proto_rawDesc = "" +
 	"\x12DataContentRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x12\n" +
-	"\x04from\x18\x03 \x01(\x03R\x04from\"\xbf\x01\n" +
+	"\x04from\x18\x03 \x01(\x03R\x04from\"\xe7\x01\n" +
 	"\x10DataContentReply\x12#\n" +
 	"\x04attr\x18\x01 \x01(\v2\x0f.dc.v1.DataAttrR\x04attr\x12\x1d\n" +
 	"\n" +
@@ -4402,7 +4699,8 @@ const file_data_service_proto_rawDesc = "" +
 	"\x06inline\x18\x03 \x01(\fR\x06inline\x12+\n" +
 	"\aextents\x18\x04 \x03(\v2\x11.dc.v1.DataExtentR\aextents\x12\x12\n" +
 	"\x04from\x18\x05 \x01(\x03R\x04from\x12\x0e\n" +
-	"\x02to\x18\x06 \x01(\x03R\x02to\"v\n" +
+	"\x02to\x18\x06 \x01(\x03R\x02to\x12&\n" +
+	"\x05grant\x18\a \x01(\v2\x10.dc.v1.DataGrantR\x05grant\"v\n" +
 	"\x0fDataListRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x14\n" +
@@ -4410,11 +4708,13 @@ const file_data_service_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\"D\n" +
 	"\tDataEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12#\n" +
-	"\x04attr\x18\x02 \x01(\v2\x0f.dc.v1.DataAttrR\x04attr\";\n" +
+	"\x04attr\x18\x02 \x01(\v2\x0f.dc.v1.DataAttrR\x04attr\"c\n" +
 	"\rDataListReply\x12*\n" +
-	"\aentries\x18\x01 \x03(\v2\x10.dc.v1.DataEntryR\aentries\"+\n" +
+	"\aentries\x18\x01 \x03(\v2\x10.dc.v1.DataEntryR\aentries\x12&\n" +
+	"\x05grant\x18\x02 \x01(\v2\x10.dc.v1.DataGrantR\x05grant\"S\n" +
 	"\x11DataReadlinkReply\x12\x16\n" +
-	"\x06target\x18\x01 \x01(\fR\x06target\"_\n" +
+	"\x06target\x18\x01 \x01(\fR\x06target\x12&\n" +
+	"\x05grant\x18\x02 \x01(\v2\x10.dc.v1.DataGrantR\x05grant\"_\n" +
 	"\x10DataXattrRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x12\n" +
@@ -4675,7 +4975,7 @@ const file_data_service_proto_rawDesc = "" +
 	"\x13BlockCollectRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"-\n" +
 	"\x11BlockCollectReply\x12\x18\n" +
-	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xab\v\n" +
+	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xeb\v\n" +
 	"\x04Data\x128\n" +
 	"\x06Lookup\x12\x18.dc.v1.DataLookupRequest\x1a\x14.dc.v1.DataAttrReply\x124\n" +
 	"\x04Stat\x12\x16.dc.v1.DataStatRequest\x1a\x14.dc.v1.DataAttrReply\x127\n" +
@@ -4700,7 +5000,8 @@ const file_data_service_proto_rawDesc = "" +
 	"\x04Held\x12\x16.dc.v1.DataHeldRequest\x1a\x14.dc.v1.DataHeldReply\x12:\n" +
 	"\x06Locate\x12\x18.dc.v1.DataLocateRequest\x1a\x16.dc.v1.DataLocateReply\x121\n" +
 	"\x03Bad\x12\x15.dc.v1.DataBadRequest\x1a\x13.dc.v1.DataBadReply\x124\n" +
-	"\x04Care\x12\x16.dc.v1.DataCareRequest\x1a\x14.dc.v1.DataCareReply\x127\n" +
+	"\x04Care\x12\x16.dc.v1.DataCareRequest\x1a\x14.dc.v1.DataCareReply\x12>\n" +
+	"\x06Leases\x12\x18.dc.v1.DataLeasesRequest\x1a\x16.dc.v1.DataLeasesReply(\x010\x01\x127\n" +
 	"\x05Check\x12\x17.dc.v1.DataCheckRequest\x1a\x15.dc.v1.DataCheckReply2\xd1\x04\n" +
 	"\x05Block\x125\n" +
 	"\x03Put\x12\x16.dc.v1.BlockPutRequest\x1a\x14.dc.v1.BlockPutReply(\x01\x126\n" +
@@ -4726,200 +5027,211 @@ func file_data_service_proto_rawDescGZIP() []byte {
 	return file_data_service_proto_rawDescData
 }
 
-var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
 var file_data_service_proto_goTypes = []any{
 	(*DataAttr)(nil),            // 0: dc.v1.DataAttr
 	(*DataAttrReply)(nil),       // 1: dc.v1.DataAttrReply
-	(*DataLookupRequest)(nil),   // 2: dc.v1.DataLookupRequest
-	(*DataStatRequest)(nil),     // 3: dc.v1.DataStatRequest
-	(*DataOpenRequest)(nil),     // 4: dc.v1.DataOpenRequest
-	(*DataExtent)(nil),          // 5: dc.v1.DataExtent
-	(*DataContentRequest)(nil),  // 6: dc.v1.DataContentRequest
-	(*DataContentReply)(nil),    // 7: dc.v1.DataContentReply
-	(*DataListRequest)(nil),     // 8: dc.v1.DataListRequest
-	(*DataEntry)(nil),           // 9: dc.v1.DataEntry
-	(*DataListReply)(nil),       // 10: dc.v1.DataListReply
-	(*DataReadlinkReply)(nil),   // 11: dc.v1.DataReadlinkReply
-	(*DataXattrRequest)(nil),    // 12: dc.v1.DataXattrRequest
-	(*DataXattrReply)(nil),      // 13: dc.v1.DataXattrReply
-	(*DataListXattrReply)(nil),  // 14: dc.v1.DataListXattrReply
-	(*DataSetXattrRequest)(nil), // 15: dc.v1.DataSetXattrRequest
-	(*DataSpaceRequest)(nil),    // 16: dc.v1.DataSpaceRequest
-	(*DataSpaceReply)(nil),      // 17: dc.v1.DataSpaceReply
-	(*DataMakeRequest)(nil),     // 18: dc.v1.DataMakeRequest
-	(*DataLinkRequest)(nil),     // 19: dc.v1.DataLinkRequest
-	(*DataUnlinkRequest)(nil),   // 20: dc.v1.DataUnlinkRequest
-	(*DataRenameRequest)(nil),   // 21: dc.v1.DataRenameRequest
-	(*DataSetAttrRequest)(nil),  // 22: dc.v1.DataSetAttrRequest
-	(*DataLocation)(nil),        // 23: dc.v1.DataLocation
-	(*DataPiece)(nil),           // 24: dc.v1.DataPiece
-	(*DataCommitRequest)(nil),   // 25: dc.v1.DataCommitRequest
-	(*DataAppendRequest)(nil),   // 26: dc.v1.DataAppendRequest
-	(*DataCloneRequest)(nil),    // 27: dc.v1.DataCloneRequest
-	(*DataReportRequest)(nil),   // 28: dc.v1.DataReportRequest
-	(*DataReportReply)(nil),     // 29: dc.v1.DataReportReply
-	(*DataHeldRequest)(nil),     // 30: dc.v1.DataHeldRequest
-	(*DataHeldReply)(nil),       // 31: dc.v1.DataHeldReply
-	(*DataLocateRequest)(nil),   // 32: dc.v1.DataLocateRequest
-	(*DataLocateReply)(nil),     // 33: dc.v1.DataLocateReply
-	(*DataPlace)(nil),           // 34: dc.v1.DataPlace
-	(*DataBadRequest)(nil),      // 35: dc.v1.DataBadRequest
-	(*DataBad)(nil),             // 36: dc.v1.DataBad
-	(*DataBadReply)(nil),        // 37: dc.v1.DataBadReply
-	(*DataCareRequest)(nil),     // 38: dc.v1.DataCareRequest
-	(*DataCareReply)(nil),       // 39: dc.v1.DataCareReply
-	(*DataCopies)(nil),          // 40: dc.v1.DataCopies
-	(*DataStore)(nil),           // 41: dc.v1.DataStore
-	(*DataCheckRequest)(nil),    // 42: dc.v1.DataCheckRequest
-	(*DataCheckReply)(nil),      // 43: dc.v1.DataCheckReply
-	(*DataFinding)(nil),         // 44: dc.v1.DataFinding
-	(*BlockPutRequest)(nil),     // 45: dc.v1.BlockPutRequest
-	(*BlockPutReply)(nil),       // 46: dc.v1.BlockPutReply
-	(*BlockReadRequest)(nil),    // 47: dc.v1.BlockReadRequest
-	(*BlockReadReply)(nil),      // 48: dc.v1.BlockReadReply
-	(*BlockDeleteRequest)(nil),  // 49: dc.v1.BlockDeleteRequest
-	(*BlockDeleteReply)(nil),    // 50: dc.v1.BlockDeleteReply
-	(*BlockSyncRequest)(nil),    // 51: dc.v1.BlockSyncRequest
-	(*BlockSyncReply)(nil),      // 52: dc.v1.BlockSyncReply
-	(*BlockSpaceRequest)(nil),   // 53: dc.v1.BlockSpaceRequest
-	(*BlockSpaceReply)(nil),     // 54: dc.v1.BlockSpaceReply
-	(*BlockHaveRequest)(nil),    // 55: dc.v1.BlockHaveRequest
-	(*BlockHaveReply)(nil),      // 56: dc.v1.BlockHaveReply
-	(*BlockFetchRequest)(nil),   // 57: dc.v1.BlockFetchRequest
-	(*BlockFetch)(nil),          // 58: dc.v1.BlockFetch
-	(*BlockFetchReply)(nil),     // 59: dc.v1.BlockFetchReply
-	(*BlockFetched)(nil),        // 60: dc.v1.BlockFetched
-	(*BlockVerifyRequest)(nil),  // 61: dc.v1.BlockVerifyRequest
-	(*BlockVerifyReply)(nil),    // 62: dc.v1.BlockVerifyReply
-	(*BlockListRequest)(nil),    // 63: dc.v1.BlockListRequest
-	(*BlockListReply)(nil),      // 64: dc.v1.BlockListReply
-	(*BlockCollectRequest)(nil), // 65: dc.v1.BlockCollectRequest
-	(*BlockCollectReply)(nil),   // 66: dc.v1.BlockCollectReply
-	(*Header)(nil),              // 67: dc.v1.Header
+	(*DataGrant)(nil),           // 2: dc.v1.DataGrant
+	(*DataLeasesRequest)(nil),   // 3: dc.v1.DataLeasesRequest
+	(*DataLeasesReply)(nil),     // 4: dc.v1.DataLeasesReply
+	(*DataLookupRequest)(nil),   // 5: dc.v1.DataLookupRequest
+	(*DataStatRequest)(nil),     // 6: dc.v1.DataStatRequest
+	(*DataOpenRequest)(nil),     // 7: dc.v1.DataOpenRequest
+	(*DataExtent)(nil),          // 8: dc.v1.DataExtent
+	(*DataContentRequest)(nil),  // 9: dc.v1.DataContentRequest
+	(*DataContentReply)(nil),    // 10: dc.v1.DataContentReply
+	(*DataListRequest)(nil),     // 11: dc.v1.DataListRequest
+	(*DataEntry)(nil),           // 12: dc.v1.DataEntry
+	(*DataListReply)(nil),       // 13: dc.v1.DataListReply
+	(*DataReadlinkReply)(nil),   // 14: dc.v1.DataReadlinkReply
+	(*DataXattrRequest)(nil),    // 15: dc.v1.DataXattrRequest
+	(*DataXattrReply)(nil),      // 16: dc.v1.DataXattrReply
+	(*DataListXattrReply)(nil),  // 17: dc.v1.DataListXattrReply
+	(*DataSetXattrRequest)(nil), // 18: dc.v1.DataSetXattrRequest
+	(*DataSpaceRequest)(nil),    // 19: dc.v1.DataSpaceRequest
+	(*DataSpaceReply)(nil),      // 20: dc.v1.DataSpaceReply
+	(*DataMakeRequest)(nil),     // 21: dc.v1.DataMakeRequest
+	(*DataLinkRequest)(nil),     // 22: dc.v1.DataLinkRequest
+	(*DataUnlinkRequest)(nil),   // 23: dc.v1.DataUnlinkRequest
+	(*DataRenameRequest)(nil),   // 24: dc.v1.DataRenameRequest
+	(*DataSetAttrRequest)(nil),  // 25: dc.v1.DataSetAttrRequest
+	(*DataLocation)(nil),        // 26: dc.v1.DataLocation
+	(*DataPiece)(nil),           // 27: dc.v1.DataPiece
+	(*DataCommitRequest)(nil),   // 28: dc.v1.DataCommitRequest
+	(*DataAppendRequest)(nil),   // 29: dc.v1.DataAppendRequest
+	(*DataCloneRequest)(nil),    // 30: dc.v1.DataCloneRequest
+	(*DataReportRequest)(nil),   // 31: dc.v1.DataReportRequest
+	(*DataReportReply)(nil),     // 32: dc.v1.DataReportReply
+	(*DataHeldRequest)(nil),     // 33: dc.v1.DataHeldRequest
+	(*DataHeldReply)(nil),       // 34: dc.v1.DataHeldReply
+	(*DataLocateRequest)(nil),   // 35: dc.v1.DataLocateRequest
+	(*DataLocateReply)(nil),     // 36: dc.v1.DataLocateReply
+	(*DataPlace)(nil),           // 37: dc.v1.DataPlace
+	(*DataBadRequest)(nil),      // 38: dc.v1.DataBadRequest
+	(*DataBad)(nil),             // 39: dc.v1.DataBad
+	(*DataBadReply)(nil),        // 40: dc.v1.DataBadReply
+	(*DataCareRequest)(nil),     // 41: dc.v1.DataCareRequest
+	(*DataCareReply)(nil),       // 42: dc.v1.DataCareReply
+	(*DataCopies)(nil),          // 43: dc.v1.DataCopies
+	(*DataStore)(nil),           // 44: dc.v1.DataStore
+	(*DataCheckRequest)(nil),    // 45: dc.v1.DataCheckRequest
+	(*DataCheckReply)(nil),      // 46: dc.v1.DataCheckReply
+	(*DataFinding)(nil),         // 47: dc.v1.DataFinding
+	(*BlockPutRequest)(nil),     // 48: dc.v1.BlockPutRequest
+	(*BlockPutReply)(nil),       // 49: dc.v1.BlockPutReply
+	(*BlockReadRequest)(nil),    // 50: dc.v1.BlockReadRequest
+	(*BlockReadReply)(nil),      // 51: dc.v1.BlockReadReply
+	(*BlockDeleteRequest)(nil),  // 52: dc.v1.BlockDeleteRequest
+	(*BlockDeleteReply)(nil),    // 53: dc.v1.BlockDeleteReply
+	(*BlockSyncRequest)(nil),    // 54: dc.v1.BlockSyncRequest
+	(*BlockSyncReply)(nil),      // 55: dc.v1.BlockSyncReply
+	(*BlockSpaceRequest)(nil),   // 56: dc.v1.BlockSpaceRequest
+	(*BlockSpaceReply)(nil),     // 57: dc.v1.BlockSpaceReply
+	(*BlockHaveRequest)(nil),    // 58: dc.v1.BlockHaveRequest
+	(*BlockHaveReply)(nil),      // 59: dc.v1.BlockHaveReply
+	(*BlockFetchRequest)(nil),   // 60: dc.v1.BlockFetchRequest
+	(*BlockFetch)(nil),          // 61: dc.v1.BlockFetch
+	(*BlockFetchReply)(nil),     // 62: dc.v1.BlockFetchReply
+	(*BlockFetched)(nil),        // 63: dc.v1.BlockFetched
+	(*BlockVerifyRequest)(nil),  // 64: dc.v1.BlockVerifyRequest
+	(*BlockVerifyReply)(nil),    // 65: dc.v1.BlockVerifyReply
+	(*BlockListRequest)(nil),    // 66: dc.v1.BlockListRequest
+	(*BlockListReply)(nil),      // 67: dc.v1.BlockListReply
+	(*BlockCollectRequest)(nil), // 68: dc.v1.BlockCollectRequest
+	(*BlockCollectReply)(nil),   // 69: dc.v1.BlockCollectReply
+	(*Header)(nil),              // 70: dc.v1.Header
 }
 var file_data_service_proto_depIdxs = []int32{
 	0,  // 0: dc.v1.DataAttrReply.attr:type_name -> dc.v1.DataAttr
-	67, // 1: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
-	67, // 2: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
-	67, // 3: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
-	67, // 4: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
-	0,  // 5: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
-	5,  // 6: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
-	67, // 7: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
-	0,  // 8: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
-	9,  // 9: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
-	67, // 10: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
-	67, // 11: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
-	67, // 12: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
-	67, // 13: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
-	67, // 14: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
-	67, // 15: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
-	67, // 16: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
-	67, // 17: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
-	67, // 18: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
-	23, // 19: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
-	24, // 20: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
-	67, // 21: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
-	23, // 22: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
-	67, // 23: dc.v1.DataCloneRequest.header:type_name -> dc.v1.Header
-	67, // 24: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
-	67, // 25: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
-	67, // 26: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
-	34, // 27: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
-	67, // 28: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
-	36, // 29: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
-	67, // 30: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
-	40, // 31: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
-	41, // 32: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
-	67, // 33: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
-	44, // 34: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
-	67, // 35: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
-	67, // 36: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
-	67, // 37: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
-	67, // 38: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
-	67, // 39: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
-	67, // 40: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
-	67, // 41: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
-	58, // 42: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
-	60, // 43: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
-	67, // 44: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
-	67, // 45: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
-	67, // 46: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
-	2,  // 47: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
-	3,  // 48: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
-	4,  // 49: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
-	6,  // 50: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
-	8,  // 51: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
-	3,  // 52: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
-	12, // 53: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
-	3,  // 54: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
-	16, // 55: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
-	18, // 56: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
-	19, // 57: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
-	20, // 58: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
-	21, // 59: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
-	22, // 60: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
-	25, // 61: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
-	26, // 62: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
-	27, // 63: dc.v1.Data.Clone:input_type -> dc.v1.DataCloneRequest
-	15, // 64: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
-	12, // 65: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
-	28, // 66: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
-	30, // 67: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
-	32, // 68: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
-	35, // 69: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
-	38, // 70: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
-	42, // 71: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
-	45, // 72: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
-	47, // 73: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
-	49, // 74: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
-	51, // 75: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
-	53, // 76: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
-	55, // 77: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
-	57, // 78: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
-	61, // 79: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
-	63, // 80: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
-	65, // 81: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
-	1,  // 82: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
-	1,  // 83: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
-	7,  // 84: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
-	7,  // 85: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
-	10, // 86: dc.v1.Data.List:output_type -> dc.v1.DataListReply
-	11, // 87: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
-	13, // 88: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
-	14, // 89: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
-	17, // 90: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
-	1,  // 91: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
-	1,  // 92: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
-	1,  // 93: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
-	1,  // 94: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
-	1,  // 95: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
-	1,  // 96: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
-	1,  // 97: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
-	1,  // 98: dc.v1.Data.Clone:output_type -> dc.v1.DataAttrReply
-	1,  // 99: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
-	1,  // 100: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
-	29, // 101: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
-	31, // 102: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
-	33, // 103: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
-	37, // 104: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
-	39, // 105: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
-	43, // 106: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
-	46, // 107: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
-	48, // 108: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
-	50, // 109: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
-	52, // 110: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
-	54, // 111: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
-	56, // 112: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
-	59, // 113: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
-	62, // 114: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
-	64, // 115: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
-	66, // 116: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
-	82, // [82:117] is the sub-list for method output_type
-	47, // [47:82] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	2,  // 1: dc.v1.DataAttrReply.grant:type_name -> dc.v1.DataGrant
+	0,  // 2: dc.v1.DataAttrReply.fresh:type_name -> dc.v1.DataAttr
+	70, // 3: dc.v1.DataLeasesRequest.header:type_name -> dc.v1.Header
+	70, // 4: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
+	70, // 5: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
+	70, // 6: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
+	70, // 7: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
+	0,  // 8: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
+	8,  // 9: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
+	2,  // 10: dc.v1.DataContentReply.grant:type_name -> dc.v1.DataGrant
+	70, // 11: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
+	0,  // 12: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
+	12, // 13: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
+	2,  // 14: dc.v1.DataListReply.grant:type_name -> dc.v1.DataGrant
+	2,  // 15: dc.v1.DataReadlinkReply.grant:type_name -> dc.v1.DataGrant
+	70, // 16: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
+	70, // 17: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
+	70, // 18: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
+	70, // 19: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
+	70, // 20: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
+	70, // 21: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
+	70, // 22: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
+	70, // 23: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
+	70, // 24: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
+	26, // 25: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
+	27, // 26: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
+	70, // 27: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
+	26, // 28: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
+	70, // 29: dc.v1.DataCloneRequest.header:type_name -> dc.v1.Header
+	70, // 30: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
+	70, // 31: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
+	70, // 32: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
+	37, // 33: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
+	70, // 34: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
+	39, // 35: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
+	70, // 36: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
+	43, // 37: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
+	44, // 38: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
+	70, // 39: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
+	47, // 40: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
+	70, // 41: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
+	70, // 42: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
+	70, // 43: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
+	70, // 44: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
+	70, // 45: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
+	70, // 46: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
+	70, // 47: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
+	61, // 48: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
+	63, // 49: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
+	70, // 50: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
+	70, // 51: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
+	70, // 52: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
+	5,  // 53: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
+	6,  // 54: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
+	7,  // 55: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
+	9,  // 56: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
+	11, // 57: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
+	6,  // 58: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
+	15, // 59: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
+	6,  // 60: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
+	19, // 61: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
+	21, // 62: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
+	22, // 63: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
+	23, // 64: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
+	24, // 65: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
+	25, // 66: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
+	28, // 67: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
+	29, // 68: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
+	30, // 69: dc.v1.Data.Clone:input_type -> dc.v1.DataCloneRequest
+	18, // 70: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
+	15, // 71: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
+	31, // 72: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
+	33, // 73: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
+	35, // 74: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
+	38, // 75: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
+	41, // 76: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
+	3,  // 77: dc.v1.Data.Leases:input_type -> dc.v1.DataLeasesRequest
+	45, // 78: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
+	48, // 79: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
+	50, // 80: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
+	52, // 81: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
+	54, // 82: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
+	56, // 83: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
+	58, // 84: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
+	60, // 85: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
+	64, // 86: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
+	66, // 87: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
+	68, // 88: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
+	1,  // 89: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
+	1,  // 90: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
+	10, // 91: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
+	10, // 92: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
+	13, // 93: dc.v1.Data.List:output_type -> dc.v1.DataListReply
+	14, // 94: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
+	16, // 95: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
+	17, // 96: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
+	20, // 97: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
+	1,  // 98: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
+	1,  // 99: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
+	1,  // 100: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
+	1,  // 101: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
+	1,  // 102: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
+	1,  // 103: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
+	1,  // 104: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
+	1,  // 105: dc.v1.Data.Clone:output_type -> dc.v1.DataAttrReply
+	1,  // 106: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
+	1,  // 107: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
+	32, // 108: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
+	34, // 109: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
+	36, // 110: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
+	40, // 111: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
+	42, // 112: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
+	4,  // 113: dc.v1.Data.Leases:output_type -> dc.v1.DataLeasesReply
+	46, // 114: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
+	49, // 115: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
+	51, // 116: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
+	53, // 117: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
+	55, // 118: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
+	57, // 119: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
+	59, // 120: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
+	62, // 121: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
+	65, // 122: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
+	67, // 123: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
+	69, // 124: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
+	89, // [89:125] is the sub-list for method output_type
+	53, // [53:89] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_data_service_proto_init() }
@@ -4928,15 +5240,15 @@ func file_data_service_proto_init() {
 		return
 	}
 	file_rpc_proto_init()
-	file_data_service_proto_msgTypes[18].OneofWrappers = []any{}
-	file_data_service_proto_msgTypes[22].OneofWrappers = []any{}
+	file_data_service_proto_msgTypes[21].OneofWrappers = []any{}
+	file_data_service_proto_msgTypes[25].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_service_proto_rawDesc), len(file_data_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   70,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

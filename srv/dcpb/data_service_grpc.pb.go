@@ -46,6 +46,7 @@ const (
 	Data_Locate_FullMethodName      = "/dc.v1.Data/Locate"
 	Data_Bad_FullMethodName         = "/dc.v1.Data/Bad"
 	Data_Care_FullMethodName        = "/dc.v1.Data/Care"
+	Data_Leases_FullMethodName      = "/dc.v1.Data/Leases"
 	Data_Check_FullMethodName       = "/dc.v1.Data/Check"
 )
 
@@ -82,6 +83,8 @@ type DataClient interface {
 	Bad(ctx context.Context, in *DataBadRequest, opts ...grpc.CallOption) (*DataBadReply, error)
 	// Care tells how the blocks are and what is being done for them.
 	Care(ctx context.Context, in *DataCareRequest, opts ...grpc.CallOption) (*DataCareReply, error)
+	// Leases is a node's connection for its leases on files: what it asks for while the stream is open is granted to it, and revoked through the stream.
+	Leases(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DataLeasesRequest, DataLeasesReply], error)
 	// Check checks a part of the metadata, or compares it with what the nodes have.
 	Check(ctx context.Context, in *DataCheckRequest, opts ...grpc.CallOption) (*DataCheckReply, error)
 }
@@ -334,6 +337,19 @@ func (c *dataClient) Care(ctx context.Context, in *DataCareRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *dataClient) Leases(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DataLeasesRequest, DataLeasesReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Data_ServiceDesc.Streams[0], Data_Leases_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[DataLeasesRequest, DataLeasesReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Data_LeasesClient = grpc.BidiStreamingClient[DataLeasesRequest, DataLeasesReply]
+
 func (c *dataClient) Check(ctx context.Context, in *DataCheckRequest, opts ...grpc.CallOption) (*DataCheckReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DataCheckReply)
@@ -377,6 +393,8 @@ type DataServer interface {
 	Bad(context.Context, *DataBadRequest) (*DataBadReply, error)
 	// Care tells how the blocks are and what is being done for them.
 	Care(context.Context, *DataCareRequest) (*DataCareReply, error)
+	// Leases is a node's connection for its leases on files: what it asks for while the stream is open is granted to it, and revoked through the stream.
+	Leases(grpc.BidiStreamingServer[DataLeasesRequest, DataLeasesReply]) error
 	// Check checks a part of the metadata, or compares it with what the nodes have.
 	Check(context.Context, *DataCheckRequest) (*DataCheckReply, error)
 	mustEmbedUnimplementedDataServer()
@@ -460,6 +478,9 @@ func (UnimplementedDataServer) Bad(context.Context, *DataBadRequest) (*DataBadRe
 }
 func (UnimplementedDataServer) Care(context.Context, *DataCareRequest) (*DataCareReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Care not implemented")
+}
+func (UnimplementedDataServer) Leases(grpc.BidiStreamingServer[DataLeasesRequest, DataLeasesReply]) error {
+	return status.Error(codes.Unimplemented, "method Leases not implemented")
 }
 func (UnimplementedDataServer) Check(context.Context, *DataCheckRequest) (*DataCheckReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
@@ -917,6 +938,13 @@ func _Data_Care_Handler(srv interface{}, ctx context.Context, dec func(interface
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Data_Leases_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(DataServer).Leases(&grpc.GenericServerStream[DataLeasesRequest, DataLeasesReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Data_LeasesServer = grpc.BidiStreamingServer[DataLeasesRequest, DataLeasesReply]
+
 func _Data_Check_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DataCheckRequest)
 	if err := dec(in); err != nil {
@@ -1043,7 +1071,14 @@ var Data_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Data_Check_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Leases",
+			Handler:       _Data_Leases_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "data_service.proto",
 }
 

@@ -128,6 +128,7 @@ type Header struct {
 	IssuedMs      int64  `protobuf:"varint,6,opt,name=issued_ms,json=issuedMs,proto3" json:"issued_ms,omitempty"` // cluster clock, Unix milliseconds
 	Trace         string `protobuf:"bytes,7,opt,name=trace,proto3" json:"trace,omitempty"`                        // names the operation across nodes, in logs
 	Fence         *Fence `protobuf:"bytes,8,opt,name=fence,proto3" json:"fence,omitempty"`                        // a condition on the mutation; absent: none
+	Hold          *Hold  `protobuf:"bytes,9,opt,name=hold,proto3" json:"hold,omitempty"`                          // absent: the caller keeps nothing in memory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +219,66 @@ func (x *Header) GetFence() *Fence {
 	return nil
 }
 
+func (x *Header) GetHold() *Hold {
+	if x != nil {
+		return x.Hold
+	}
+	return nil
+}
+
+// Hold is what a caller with leases (see Data.Leases) says with a request.
+type Hold struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Connection    uint64                 `protobuf:"fixed64,1,opt,name=connection,proto3" json:"connection,omitempty"` // 0: grant nothing
+	Own           []uint64               `protobuf:"varint,2,rep,packed,name=own,proto3" json:"own,omitempty"`         // inodes that the change is about, and that the caller does not answer about from memory until it has the reply
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hold) Reset() {
+	*x = Hold{}
+	mi := &file_rpc_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hold) ProtoMessage() {}
+
+func (x *Hold) ProtoReflect() protoreflect.Message {
+	mi := &file_rpc_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hold.ProtoReflect.Descriptor instead.
+func (*Hold) Descriptor() ([]byte, []int) {
+	return file_rpc_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Hold) GetConnection() uint64 {
+	if x != nil {
+		return x.Connection
+	}
+	return 0
+}
+
+func (x *Hold) GetOwn() []uint64 {
+	if x != nil {
+		return x.Own
+	}
+	return nil
+}
+
 // Fence: nobody has taken the lock since the acquisition under this token.
 type Fence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -229,7 +290,7 @@ type Fence struct {
 
 func (x *Fence) Reset() {
 	*x = Fence{}
-	mi := &file_rpc_proto_msgTypes[2]
+	mi := &file_rpc_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -241,7 +302,7 @@ func (x *Fence) String() string {
 func (*Fence) ProtoMessage() {}
 
 func (x *Fence) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_proto_msgTypes[2]
+	mi := &file_rpc_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -254,7 +315,7 @@ func (x *Fence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fence.ProtoReflect.Descriptor instead.
 func (*Fence) Descriptor() ([]byte, []int) {
-	return file_rpc_proto_rawDescGZIP(), []int{2}
+	return file_rpc_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Fence) GetLock() string {
@@ -286,7 +347,7 @@ type ErrorDetail struct {
 
 func (x *ErrorDetail) Reset() {
 	*x = ErrorDetail{}
-	mi := &file_rpc_proto_msgTypes[3]
+	mi := &file_rpc_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -298,7 +359,7 @@ func (x *ErrorDetail) String() string {
 func (*ErrorDetail) ProtoMessage() {}
 
 func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
-	mi := &file_rpc_proto_msgTypes[3]
+	mi := &file_rpc_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -311,7 +372,7 @@ func (x *ErrorDetail) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ErrorDetail.ProtoReflect.Descriptor instead.
 func (*ErrorDetail) Descriptor() ([]byte, []int) {
-	return file_rpc_proto_rawDescGZIP(), []int{3}
+	return file_rpc_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ErrorDetail) GetOp() string {
@@ -368,7 +429,7 @@ const file_rpc_proto_rawDesc = "" +
 	"\x04node\x18\x04 \x01(\x04R\x04node\x12\x10\n" +
 	"\x03pid\x18\x05 \x01(\rR\x03pid\x12\x18\n" +
 	"\acommand\x18\x06 \x01(\tR\acommand\x12\x10\n" +
-	"\x03job\x18\a \x01(\tR\x03job\"\xe3\x01\n" +
+	"\x03job\x18\a \x01(\tR\x03job\"\x84\x02\n" +
 	"\x06Header\x12\x14\n" +
 	"\x05group\x18\x01 \x01(\x04R\x05group\x12.\n" +
 	"\tprincipal\x18\x02 \x01(\v2\x10.dc.v1.PrincipalR\tprincipal\x12\x16\n" +
@@ -377,7 +438,13 @@ const file_rpc_proto_rawDesc = "" +
 	"\x04done\x18\x05 \x01(\x04R\x04done\x12\x1b\n" +
 	"\tissued_ms\x18\x06 \x01(\x03R\bissuedMs\x12\x14\n" +
 	"\x05trace\x18\a \x01(\tR\x05trace\x12\"\n" +
-	"\x05fence\x18\b \x01(\v2\f.dc.v1.FenceR\x05fence\"1\n" +
+	"\x05fence\x18\b \x01(\v2\f.dc.v1.FenceR\x05fence\x12\x1f\n" +
+	"\x04hold\x18\t \x01(\v2\v.dc.v1.HoldR\x04hold\"8\n" +
+	"\x04Hold\x12\x1e\n" +
+	"\n" +
+	"connection\x18\x01 \x01(\x06R\n" +
+	"connection\x12\x10\n" +
+	"\x03own\x18\x02 \x03(\x04R\x03own\"1\n" +
 	"\x05Fence\x12\x12\n" +
 	"\x04lock\x18\x01 \x01(\tR\x04lock\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\x04R\x05token\"\x8c\x01\n" +
@@ -401,21 +468,23 @@ func file_rpc_proto_rawDescGZIP() []byte {
 	return file_rpc_proto_rawDescData
 }
 
-var file_rpc_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_rpc_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_rpc_proto_goTypes = []any{
 	(*Principal)(nil),   // 0: dc.v1.Principal
 	(*Header)(nil),      // 1: dc.v1.Header
-	(*Fence)(nil),       // 2: dc.v1.Fence
-	(*ErrorDetail)(nil), // 3: dc.v1.ErrorDetail
+	(*Hold)(nil),        // 2: dc.v1.Hold
+	(*Fence)(nil),       // 3: dc.v1.Fence
+	(*ErrorDetail)(nil), // 4: dc.v1.ErrorDetail
 }
 var file_rpc_proto_depIdxs = []int32{
 	0, // 0: dc.v1.Header.principal:type_name -> dc.v1.Principal
-	2, // 1: dc.v1.Header.fence:type_name -> dc.v1.Fence
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	3, // 1: dc.v1.Header.fence:type_name -> dc.v1.Fence
+	2, // 2: dc.v1.Header.hold:type_name -> dc.v1.Hold
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_rpc_proto_init() }
@@ -429,7 +498,7 @@ func file_rpc_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_rpc_proto_rawDesc), len(file_rpc_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -49,8 +49,9 @@ func (n *Node) openData(r *rooms) error {
 	r.closers = append(r.closers, closer{"files", func(context.Context) error { files.Close(); return nil }}, closer{"data", tree.Close})
 	r.kinds[dc.KindData] = data.New(data.Config{
 		Replicas: n.replicas, Deleter: files, Log: n.log,
-		Full: func() error { return n.directory.allows(fullFiles) },
-		Care: data.CareConfig{Stores: files, Members: n.members, Rate: n.cfg.RepairRate, Allowed: func() error { return n.directory.allows(movedBlocks) }},
+		Full:   func() error { return n.directory.allows(fullFiles) },
+		Leases: func() error { return n.directory.allows(fileLeases) },
+		Care:   data.CareConfig{Stores: files, Members: n.members, Rate: n.cfg.RepairRate, Allowed: func() error { return n.directory.allows(movedBlocks) }},
 	}).Kind()
 	r.run = append(r.run, func(ctx context.Context) { n.collect(ctx, blocks, files) }, func(ctx context.Context) { n.scrub(ctx, blocks) })
 	return nil

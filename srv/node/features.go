@@ -18,6 +18,7 @@ var (
 	rowsExpire     = feature{"rows with a time to live", dc.Version{0, 3, 0}}
 	kvRanges       = feature{"tables of more than one range", dc.Version{0, 3, 0}}
 	topicRetention = feature{"retention of topics", dc.Version{0, 3, 0}}
+	fileLeases     = feature{"leases on files", dc.Version{0, 4, 0}}
 )
 
 // allows says dc.Unsupported while some node of the cluster runs a version that does not know f.

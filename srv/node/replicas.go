@@ -154,6 +154,9 @@ func (r *replicas) ensure(rec *dcpb.MetaMapGroup, founder bool) error {
 	if kind.Applied != nil {
 		m.shard.Observe(func(index dc.Index, events []any) { kind.Applied(g, index, events) })
 	}
+	if kind.Applying != nil {
+		m.shard.Foretell(func(events []any) { kind.Applying(g, events) })
+	}
 	cfg := consensus.GroupConfig{ID: g, Dir: filepath.Join(m.dir, "raft"), Machine: stateMachine{m.shard, func() (string, error) { return r.aside(g) }}, Lead: func(ctx context.Context) { r.leads(ctx, m) }}
 	if founder {
 		cfg.Bootstrap = []dc.NodeID{r.self}

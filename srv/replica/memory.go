@@ -47,6 +47,9 @@ func NewMemory(g dc.GroupID, kind Kind) *Memory {
 			kind.Applied(g, index, events)
 		}
 	})
+	if kind.Applying != nil {
+		m.shard.Foretell(func(events []any) { kind.Applying(g, events) })
+	}
 	if kind.Opened != nil {
 		kind.Opened(m)
 	}

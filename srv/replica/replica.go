@@ -53,6 +53,8 @@ type Kind struct {
 	// Applied, if set, is called on every replica after entries are committed to the shard, in order, with the events
 	// the machine emitted. It runs on the apply path: it must be quick, must not block and must not read the shard.
 	Applied func(g dc.GroupID, index dc.Index, events []any)
+	// Applying, if set, is called like Applied with the same events, but before the entry is committed: no view shows it yet.
+	Applying func(g dc.GroupID, events []any)
 	// Register adds the kind's gRPC services to the node's server.
 	Register func(s grpc.ServiceRegistrar)
 }

@@ -31,6 +31,8 @@ type DataCommand struct {
 	// Who asks; the machine checks permissions at apply.
 	Caller *DataCaller `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
 	Now    int64       `protobuf:"fixed64,3,opt,name=now,proto3" json:"now,omitempty"`
+	// Which request to the leader brought the command, for its leases on files; the state does not depend on it.
+	Request uint64 `protobuf:"fixed64,4,opt,name=request,proto3" json:"request,omitempty"`
 	// Types that are valid to be assigned to Op:
 	//
 	//	*DataCommand_Make
@@ -98,6 +100,13 @@ func (x *DataCommand) GetCaller() *DataCaller {
 func (x *DataCommand) GetNow() int64 {
 	if x != nil {
 		return x.Now
+	}
+	return 0
+}
+
+func (x *DataCommand) GetRequest() uint64 {
+	if x != nil {
+		return x.Request
 	}
 	return 0
 }
@@ -2116,11 +2125,12 @@ var File_data_proto protoreflect.FileDescriptor
 const file_data_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"data.proto\x12\rdc.command.v1\"\xb2\x06\n" +
+	"data.proto\x12\rdc.command.v1\"\xcc\x06\n" +
 	"\vDataCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x121\n" +
 	"\x06caller\x18\x02 \x01(\v2\x19.dc.command.v1.DataCallerR\x06caller\x12\x10\n" +
-	"\x03now\x18\x03 \x01(\x10R\x03now\x12-\n" +
+	"\x03now\x18\x03 \x01(\x10R\x03now\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\x06R\arequest\x12-\n" +
 	"\x04make\x18\n" +
 	" \x01(\v2\x17.dc.command.v1.DataMakeH\x00R\x04make\x12-\n" +
 	"\x04link\x18\v \x01(\v2\x17.dc.command.v1.DataLinkH\x00R\x04link\x123\n" +

@@ -28,6 +28,9 @@ import (
 	"missingos/storage/block"
 )
 
+// lease is how long leases on files last.
+const lease = 200 * time.Millisecond
+
 // Group is the id of the one data group.
 const Group dc.GroupID = 4
 
@@ -47,6 +50,7 @@ type Cluster struct {
 	cut   map[dc.NodeID]bool
 	stall map[dc.NodeID]bool
 	as    map[dc.NodeID]data.Member // what a test says of nodes
+	deaf  map[dc.NodeID]bool
 }
 
 type node struct {
@@ -93,7 +97,7 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, as: map[dc.NodeID]data.Member{}, Service: data.New(data.Config{Grace: o.grace})}
+	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, as: map[dc.NodeID]data.Member{}, deaf: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: o.grace, Lease: lease})}
 	c.dir = t.TempDir()
 	for i := range n {
 		id := dc.NodeID(i + 1)
@@ -112,7 +116,7 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 		c.nodes = append(c.nodes, x)
 	}
 	for _, x := range c.nodes {
-		x.client = client.NewData(client.New(client.Config{Node: x.id, Nodes: c, Directory: c}), client.DataConfig{Store: x.store, Nodes: c.Nodes})
+		x.client = client.NewData(client.New(client.Config{Node: x.id, Nodes: caller{c, x.id}, Directory: c}), client.DataConfig{Store: x.store, Nodes: c.Nodes})
 		x.blocks.SetPeers(x.client)
 	}
 	c.Service.SetDeleter(c.nodes[0].client)
@@ -198,6 +202,20 @@ func (c *Cluster) Stall(n dc.NodeID, stall bool) {
 	c.stall[n] = stall
 }
 
+// Deafen makes the calls of node n's client fail, and has it hear nothing in streams that are open, or ends that.
+func (c *Cluster) Deafen(n dc.NodeID, deaf bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.deaf[n] = deaf
+}
+
+// isDeaf tells whether node n is deaf now.
+func (c *Cluster) isDeaf(n dc.NodeID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deaf[n]
+}
+
 // Nodes lists the nodes.
 func (c *Cluster) Nodes() []dc.NodeID {
 	var all []dc.NodeID
@@ -207,12 +225,18 @@ func (c *Cluster) Nodes() []dc.NodeID {
 	return all
 }
 
+// A caller is the cluster as one node sees it.
+type caller struct {
+	c    *Cluster
+	node dc.NodeID
+}
+
 // Conn implements client.Nodes.
-func (c *Cluster) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
-	if n == 0 || int(n) > len(c.nodes) {
+func (x caller) Conn(n dc.NodeID) (grpc.ClientConnInterface, error) {
+	if n == 0 || int(n) > len(x.c.nodes) {
 		return nil, dc.Errorf(dc.NotFound, "dial", n.String(), "no such node")
 	}
-	return &conn{c, n, c.nodes[n-1].local}, nil
+	return &conn{x.c, x.node, n, x.c.nodes[n-1].local}, nil
 }
 
 // Group implements client.Directory.
@@ -224,6 +248,7 @@ func (c *Cluster) Replicas(dc.GroupID) []dc.NodeID { return []dc.NodeID{1} }
 // conn refuses calls to a node that is cut off, and holds those to one that is stalled.
 type conn struct {
 	c     *Cluster
+	from  dc.NodeID
 	node  dc.NodeID
 	local *rpc.Local
 }
@@ -233,7 +258,7 @@ func (x *conn) check(ctx context.Context) error {
 	cut, stall := x.c.cut[x.node], x.c.stall[x.node]
 	x.c.mu.Unlock()
 	switch {
-	case cut:
+	case cut || x.c.isDeaf(x.from):
 		return dc.Errorf(dc.Unavailable, "dial", x.node.String(), "cut off")
 	case stall:
 		<-ctx.Done()
@@ -253,5 +278,26 @@ func (x *conn) NewStream(ctx context.Context, d *grpc.StreamDesc, method string,
 	if err := x.check(ctx); err != nil {
 		return nil, err
 	}
-	return x.local.NewStream(ctx, d, method, opts...)
+	s, err := x.local.NewStream(ctx, d, method, opts...)
+	return &stream{s, x.c, x.from}, err
+}
+
+// stream is one whose messages a deaf node does not hear while it is.
+type stream struct {
+	grpc.ClientStream
+	c    *Cluster
+	node dc.NodeID
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *stream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	for err == nil && s.c.isDeaf(s.node) {
+		select {
+		case <-s.Context().Done():
+			return dc.Errorf(dc.Unavailable, "receive", "", "deaf: %w", s.Context().Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return err
 }

@@ -32,6 +32,12 @@ func Needs(c *command.DataCommand) uint32 {
 // Orphaned is emitted when an inode has lost its last name: it can be purged once nobody has it open.
 type Orphaned struct{ Ino file.Ino }
 
+// Touched is emitted for a command that wrote inodes: they, and the names in those that are directories, may have changed.
+type Touched struct {
+	Request uint64 // of the command
+	Inos    []file.Ino
+}
+
 // Machine applies [command.DataCommand]. It has no state of its own.
 type Machine struct{}
 
@@ -55,6 +61,9 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	o.finish()
+	if len(o.touched) > 0 {
+		tx.Emit(Touched{c.Request, o.touched})
+	}
 	return encode(res), nil
 }
 
@@ -67,6 +76,7 @@ type operation struct {
 	usage   *command.DataUsage
 	before  command.DataUsage
 	blocks  blockRows
+	touched []file.Ino
 }
 
 func (o *operation) run(c *command.DataCommand) (*command.DataResult, error) {
@@ -117,7 +127,10 @@ func (o *operation) finish() {
 	}
 }
 
-func (o *operation) put(in *command.DataInode) { o.tx.Set(inodeKey(inoOf(in)), encode(in)) }
+func (o *operation) put(in *command.DataInode) {
+	o.touched = append(o.touched, inoOf(in))
+	o.tx.Set(inodeKey(inoOf(in)), encode(in))
+}
 
 // touch notes a change of a directory's entries.
 func (o *operation) touch(dir *command.DataInode) {

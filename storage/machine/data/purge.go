@@ -53,6 +53,7 @@ func (o *operation) purgeOne(in *command.DataInode, left *int) bool {
 	}
 	o.setInline(in, 0, nil)
 	o.tx.Delete(inodeKey(ino))
+	o.touched = append(o.touched, ino)
 	o.tx.Delete(orphanKey(ino))
 	o.space(ino.Slot()).Inodes--
 	*left--

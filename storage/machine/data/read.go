@@ -42,6 +42,12 @@ func Inode(rd storage.Reader, ino file.Ino) (*command.DataInode, error) {
 	return in, nil
 }
 
+// IsDir tells whether an inode is a directory that exists.
+func IsDir(rd storage.Reader, ino file.Ino) bool {
+	in, ok := loadInode(rd, ino)
+	return ok && isDir(in)
+}
+
 // Access checks what who may do with an inode, as access(2).
 func Access(rd storage.Reader, who *command.DataCaller, ino file.Ino, want uint32) error {
 	in, err := Inode(rd, ino)
