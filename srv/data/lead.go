@@ -32,11 +32,12 @@ type term struct {
 	seen  map[file.Ino]time.Time  // when orphans were first seen that wait for their purge
 	quiet map[dc.NodeID]time.Time // nodes that did not answer, left alone until then
 	care  *care                   // nil: nobody cares for blocks
+	locks *locks
 }
 
 // lead purges orphans and has garbage deleted while this node leads the group.
 func (s *Service) lead(ctx context.Context, r replica.Replica) {
-	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}, seen: map[file.Ino]time.Time{}}
+	t := &term{kick: make(chan struct{}, 1), quiet: map[dc.NodeID]time.Time{}, seen: map[file.Ino]time.Time{}, locks: newLocks(ctx, r, s.cfg.LockExpiry)}
 	t.applied.Store(1) // what earlier leaders left
 	if s.cfg.Care.Stores != nil && s.cfg.Care.Members != nil {
 		t.care = newCare(s.cfg.Care, r, s.cfg.Log)
@@ -48,6 +49,9 @@ func (s *Service) lead(ctx context.Context, r replica.Replica) {
 	defer s.setTerm(r.Group(), nil)
 	s.leases(r.Group()).Lead()
 	defer s.leases(r.Group()).Resign()
+	var locking sync.WaitGroup
+	locking.Go(func() { t.locks.run(ctx, s.cfg.Log) })
+	defer locking.Wait()
 	s.openFiles(r.Group()).endPurge()
 	purgeFrom := time.Now().Add(s.cfg.Grace)
 	tick := time.NewTicker(sweepEvery)

@@ -32,6 +32,10 @@ type Config struct {
 	Deleter  Deleter
 	// Full says dc.Unsupported while some node of the cluster cannot apply commands of version 2. Default: all can.
 	Full func() error
+	// Locks says dc.Unsupported while some node of the cluster knows no locks across nodes. Default: all do.
+	Locks func() error
+	// LockExpiry is how long a mount that has locks may be silent before they are given to others. Default file.LockExpiry.
+	LockExpiry time.Duration
 	// Grace is how long a new leader purges nothing, and how long a silent session keeps its files open. Default file.OpenGrace.
 	Grace time.Duration
 	// Lease is how long leases on files last unless they are renewed. Default lease.TTL.
@@ -62,6 +66,9 @@ func New(cfg Config) *Service {
 	}
 	if cfg.Grace == 0 {
 		cfg.Grace = file.OpenGrace
+	}
+	if cfg.LockExpiry == 0 {
+		cfg.LockExpiry = file.LockExpiry
 	}
 	return &Service{cfg: cfg, opens: map[dc.GroupID]*opens{}, terms: map[dc.GroupID]*term{}, tables: map[dc.GroupID]*lease.Table{}}
 }
@@ -177,7 +184,8 @@ func (s *Service) version(c *command.DataCommand) (uint32, error) {
 // frees tells whether a command makes room, so that it is accepted when the disk has reached its reserve.
 func frees(c *command.DataCommand) bool {
 	switch op := c.Op.(type) {
-	case *command.DataCommand_Unlink, *command.DataCommand_RemoveXattr, *command.DataCommand_Purge, *command.DataCommand_Forget, *command.DataCommand_Relocate:
+	case *command.DataCommand_Unlink, *command.DataCommand_RemoveXattr, *command.DataCommand_Purge, *command.DataCommand_Forget, *command.DataCommand_Relocate,
+		*command.DataCommand_LockEpoch, *command.DataCommand_LockSession:
 		return true
 	case *command.DataCommand_SetAttr:
 		return op.SetAttr.Size != nil && *op.SetAttr.Size == 0

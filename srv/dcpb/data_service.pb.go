@@ -24,6 +24,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type DataLockOp int32
+
+const (
+	DataLockOp_DATA_LOCK_OP_UNSPECIFIED DataLockOp = 0
+	DataLockOp_DATA_LOCK_OP_TRY         DataLockOp = 1 // take it or be told Again
+	DataLockOp_DATA_LOCK_OP_WAIT        DataLockOp = 2 // take it or queue
+	DataLockOp_DATA_LOCK_OP_UNLOCK      DataLockOp = 3
+	DataLockOp_DATA_LOCK_OP_CANCEL      DataLockOp = 4 // leave the queue
+	DataLockOp_DATA_LOCK_OP_ASK         DataLockOp = 5 // what is in its way
+	DataLockOp_DATA_LOCK_OP_STATE       DataLockOp = 6 // held is all that the session holds of the file, waiting all that it waits for there
+)
+
+// Enum value maps for DataLockOp.
+var (
+	DataLockOp_name = map[int32]string{
+		0: "DATA_LOCK_OP_UNSPECIFIED",
+		1: "DATA_LOCK_OP_TRY",
+		2: "DATA_LOCK_OP_WAIT",
+		3: "DATA_LOCK_OP_UNLOCK",
+		4: "DATA_LOCK_OP_CANCEL",
+		5: "DATA_LOCK_OP_ASK",
+		6: "DATA_LOCK_OP_STATE",
+	}
+	DataLockOp_value = map[string]int32{
+		"DATA_LOCK_OP_UNSPECIFIED": 0,
+		"DATA_LOCK_OP_TRY":         1,
+		"DATA_LOCK_OP_WAIT":        2,
+		"DATA_LOCK_OP_UNLOCK":      3,
+		"DATA_LOCK_OP_CANCEL":      4,
+		"DATA_LOCK_OP_ASK":         5,
+		"DATA_LOCK_OP_STATE":       6,
+	}
+)
+
+func (x DataLockOp) Enum() *DataLockOp {
+	p := new(DataLockOp)
+	*p = x
+	return p
+}
+
+func (x DataLockOp) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DataLockOp) Descriptor() protoreflect.EnumDescriptor {
+	return file_data_service_proto_enumTypes[0].Descriptor()
+}
+
+func (DataLockOp) Type() protoreflect.EnumType {
+	return &file_data_service_proto_enumTypes[0]
+}
+
+func (x DataLockOp) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DataLockOp.Descriptor instead.
+func (DataLockOp) EnumDescriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{0}
+}
+
 type DataAttr struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -3508,6 +3569,594 @@ func (x *DataFinding) GetMended() bool {
 	return false
 }
 
+type DataFileLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Owner         uint64                 `protobuf:"varint,2,opt,name=owner,proto3" json:"owner,omitempty"`
+	Start         uint64                 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"` // inclusive
+	Exclusive     bool                   `protobuf:"varint,5,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	Flock         bool                   `protobuf:"varint,6,opt,name=flock,proto3" json:"flock,omitempty"`
+	Pid           uint32                 `protobuf:"varint,7,opt,name=pid,proto3" json:"pid,omitempty"`
+	Node          uint64                 `protobuf:"varint,8,opt,name=node,proto3" json:"node,omitempty"`       // in answers
+	Session       uint64                 `protobuf:"varint,9,opt,name=session,proto3" json:"session,omitempty"` // in answers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataFileLock) Reset() {
+	*x = DataFileLock{}
+	mi := &file_data_service_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataFileLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataFileLock) ProtoMessage() {}
+
+func (x *DataFileLock) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataFileLock.ProtoReflect.Descriptor instead.
+func (*DataFileLock) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *DataFileLock) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetExclusive() bool {
+	if x != nil {
+		return x.Exclusive
+	}
+	return false
+}
+
+func (x *DataFileLock) GetFlock() bool {
+	if x != nil {
+		return x.Flock
+	}
+	return false
+}
+
+func (x *DataFileLock) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *DataFileLock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+type DataLockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Number        uint64                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`   // of the request, in the session
+	Settled       uint64                 `protobuf:"varint,5,opt,name=settled,proto3" json:"settled,omitempty"` // requests with lower numbers have ended
+	Op            DataLockOp             `protobuf:"varint,6,opt,name=op,proto3,enum=dc.v1.DataLockOp" json:"op,omitempty"`
+	Lock          *DataFileLock          `protobuf:"bytes,7,opt,name=lock,proto3" json:"lock,omitempty"`
+	Held          []*DataFileLock        `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	Waiting       []uint64               `protobuf:"varint,9,rep,packed,name=waiting,proto3" json:"waiting,omitempty"`
+	Place         uint64                 `protobuf:"varint,10,opt,name=place,proto3" json:"place,omitempty"` // of a wait, in the session: what it is asked about and taken back by
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLockRequest) Reset() {
+	*x = DataLockRequest{}
+	mi := &file_data_service_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLockRequest) ProtoMessage() {}
+
+func (x *DataLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLockRequest.ProtoReflect.Descriptor instead.
+func (*DataLockRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *DataLockRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataLockRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DataLockRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DataLockRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *DataLockRequest) GetSettled() uint64 {
+	if x != nil {
+		return x.Settled
+	}
+	return 0
+}
+
+func (x *DataLockRequest) GetOp() DataLockOp {
+	if x != nil {
+		return x.Op
+	}
+	return DataLockOp_DATA_LOCK_OP_UNSPECIFIED
+}
+
+func (x *DataLockRequest) GetLock() *DataFileLock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *DataLockRequest) GetHeld() []*DataFileLock {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *DataLockRequest) GetWaiting() []uint64 {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *DataLockRequest) GetPlace() uint64 {
+	if x != nil {
+		return x.Place
+	}
+	return 0
+}
+
+type DataLockReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unknown       bool                   `protobuf:"varint,1,opt,name=unknown,proto3" json:"unknown,omitempty"` // the leader does not know the session in this epoch: claim first, then ask again
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Granted       bool                   `protobuf:"varint,3,opt,name=granted,proto3" json:"granted,omitempty"`
+	Queued        bool                   `protobuf:"varint,4,opt,name=queued,proto3" json:"queued,omitempty"`
+	Conflict      *DataFileLock          `protobuf:"bytes,5,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLockReply) Reset() {
+	*x = DataLockReply{}
+	mi := &file_data_service_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLockReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLockReply) ProtoMessage() {}
+
+func (x *DataLockReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLockReply.ProtoReflect.Descriptor instead.
+func (*DataLockReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *DataLockReply) GetUnknown() bool {
+	if x != nil {
+		return x.Unknown
+	}
+	return false
+}
+
+func (x *DataLockReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DataLockReply) GetGranted() bool {
+	if x != nil {
+		return x.Granted
+	}
+	return false
+}
+
+func (x *DataLockReply) GetQueued() bool {
+	if x != nil {
+		return x.Queued
+	}
+	return false
+}
+
+func (x *DataLockReply) GetConflict() *DataFileLock {
+	if x != nil {
+		return x.Conflict
+	}
+	return nil
+}
+
+type DataKeepLocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Session       uint64                 `protobuf:"varint,2,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Settled       uint64                 `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`
+	Register      bool                   `protobuf:"varint,5,opt,name=register,proto3" json:"register,omitempty"` // the session is new and holds nothing
+	Claim         bool                   `protobuf:"varint,6,opt,name=claim,proto3" json:"claim,omitempty"`       // held is all that it holds
+	End           bool                   `protobuf:"varint,7,opt,name=end,proto3" json:"end,omitempty"`
+	Held          []*DataFileLock        `protobuf:"bytes,8,rep,name=held,proto3" json:"held,omitempty"`
+	Number        uint64                 `protobuf:"varint,9,opt,name=number,proto3" json:"number,omitempty"` // of the claim
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKeepLocksRequest) Reset() {
+	*x = DataKeepLocksRequest{}
+	mi := &file_data_service_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKeepLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKeepLocksRequest) ProtoMessage() {}
+
+func (x *DataKeepLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKeepLocksRequest.ProtoReflect.Descriptor instead.
+func (*DataKeepLocksRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *DataKeepLocksRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataKeepLocksRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DataKeepLocksRequest) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DataKeepLocksRequest) GetSettled() uint64 {
+	if x != nil {
+		return x.Settled
+	}
+	return 0
+}
+
+func (x *DataKeepLocksRequest) GetRegister() bool {
+	if x != nil {
+		return x.Register
+	}
+	return false
+}
+
+func (x *DataKeepLocksRequest) GetClaim() bool {
+	if x != nil {
+		return x.Claim
+	}
+	return false
+}
+
+func (x *DataKeepLocksRequest) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+func (x *DataKeepLocksRequest) GetHeld() []*DataFileLock {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *DataKeepLocksRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type DataKeepLocksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Known         bool                   `protobuf:"varint,2,opt,name=known,proto3" json:"known,omitempty"` // the session takes part in this epoch
+	Lost          bool                   `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`   // it has ended, and with it its locks
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKeepLocksReply) Reset() {
+	*x = DataKeepLocksReply{}
+	mi := &file_data_service_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKeepLocksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKeepLocksReply) ProtoMessage() {}
+
+func (x *DataKeepLocksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKeepLocksReply.ProtoReflect.Descriptor instead.
+func (*DataKeepLocksReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *DataKeepLocksReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DataKeepLocksReply) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+func (x *DataKeepLocksReply) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+type DataLocksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLocksRequest) Reset() {
+	*x = DataLocksRequest{}
+	mi := &file_data_service_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLocksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLocksRequest) ProtoMessage() {}
+
+func (x *DataLocksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLocksRequest.ProtoReflect.Descriptor instead.
+func (*DataLocksRequest) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *DataLocksRequest) GetHeader() *Header {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *DataLocksRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type DataLocksReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Held          []*DataFileLock        `protobuf:"bytes,1,rep,name=held,proto3" json:"held,omitempty"`
+	Waiting       []*DataFileLock        `protobuf:"bytes,2,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Missing       uint64                 `protobuf:"varint,4,opt,name=missing,proto3" json:"missing,omitempty"` // registered mounts that have not said yet what they hold
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLocksReply) Reset() {
+	*x = DataLocksReply{}
+	mi := &file_data_service_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLocksReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLocksReply) ProtoMessage() {}
+
+func (x *DataLocksReply) ProtoReflect() protoreflect.Message {
+	mi := &file_data_service_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLocksReply.ProtoReflect.Descriptor instead.
+func (*DataLocksReply) Descriptor() ([]byte, []int) {
+	return file_data_service_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *DataLocksReply) GetHeld() []*DataFileLock {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *DataLocksReply) GetWaiting() []*DataFileLock {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *DataLocksReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *DataLocksReply) GetMissing() uint64 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
 type BlockPutRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *Header                `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -3521,7 +4170,7 @@ type BlockPutRequest struct {
 
 func (x *BlockPutRequest) Reset() {
 	*x = BlockPutRequest{}
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3533,7 +4182,7 @@ func (x *BlockPutRequest) String() string {
 func (*BlockPutRequest) ProtoMessage() {}
 
 func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[48]
+	mi := &file_data_service_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3546,7 +4195,7 @@ func (x *BlockPutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutRequest.ProtoReflect.Descriptor instead.
 func (*BlockPutRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{48}
+	return file_data_service_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BlockPutRequest) GetHeader() *Header {
@@ -3592,7 +4241,7 @@ type BlockPutReply struct {
 
 func (x *BlockPutReply) Reset() {
 	*x = BlockPutReply{}
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3604,7 +4253,7 @@ func (x *BlockPutReply) String() string {
 func (*BlockPutReply) ProtoMessage() {}
 
 func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[49]
+	mi := &file_data_service_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3617,7 +4266,7 @@ func (x *BlockPutReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockPutReply.ProtoReflect.Descriptor instead.
 func (*BlockPutReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{49}
+	return file_data_service_proto_rawDescGZIP(), []int{56}
 }
 
 type BlockReadRequest struct {
@@ -3632,7 +4281,7 @@ type BlockReadRequest struct {
 
 func (x *BlockReadRequest) Reset() {
 	*x = BlockReadRequest{}
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +4293,7 @@ func (x *BlockReadRequest) String() string {
 func (*BlockReadRequest) ProtoMessage() {}
 
 func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[50]
+	mi := &file_data_service_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +4306,7 @@ func (x *BlockReadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadRequest.ProtoReflect.Descriptor instead.
 func (*BlockReadRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{50}
+	return file_data_service_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BlockReadRequest) GetHeader() *Header {
@@ -3697,7 +4346,7 @@ type BlockReadReply struct {
 
 func (x *BlockReadReply) Reset() {
 	*x = BlockReadReply{}
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3709,7 +4358,7 @@ func (x *BlockReadReply) String() string {
 func (*BlockReadReply) ProtoMessage() {}
 
 func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[51]
+	mi := &file_data_service_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3722,7 +4371,7 @@ func (x *BlockReadReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockReadReply.ProtoReflect.Descriptor instead.
 func (*BlockReadReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{51}
+	return file_data_service_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *BlockReadReply) GetData() []byte {
@@ -3742,7 +4391,7 @@ type BlockDeleteRequest struct {
 
 func (x *BlockDeleteRequest) Reset() {
 	*x = BlockDeleteRequest{}
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3754,7 +4403,7 @@ func (x *BlockDeleteRequest) String() string {
 func (*BlockDeleteRequest) ProtoMessage() {}
 
 func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[52]
+	mi := &file_data_service_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3767,7 +4416,7 @@ func (x *BlockDeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteRequest.ProtoReflect.Descriptor instead.
 func (*BlockDeleteRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{52}
+	return file_data_service_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *BlockDeleteRequest) GetHeader() *Header {
@@ -3792,7 +4441,7 @@ type BlockDeleteReply struct {
 
 func (x *BlockDeleteReply) Reset() {
 	*x = BlockDeleteReply{}
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3804,7 +4453,7 @@ func (x *BlockDeleteReply) String() string {
 func (*BlockDeleteReply) ProtoMessage() {}
 
 func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[53]
+	mi := &file_data_service_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3817,7 +4466,7 @@ func (x *BlockDeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockDeleteReply.ProtoReflect.Descriptor instead.
 func (*BlockDeleteReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{53}
+	return file_data_service_proto_rawDescGZIP(), []int{60}
 }
 
 type BlockSyncRequest struct {
@@ -3829,7 +4478,7 @@ type BlockSyncRequest struct {
 
 func (x *BlockSyncRequest) Reset() {
 	*x = BlockSyncRequest{}
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3841,7 +4490,7 @@ func (x *BlockSyncRequest) String() string {
 func (*BlockSyncRequest) ProtoMessage() {}
 
 func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[54]
+	mi := &file_data_service_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3854,7 +4503,7 @@ func (x *BlockSyncRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncRequest.ProtoReflect.Descriptor instead.
 func (*BlockSyncRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{54}
+	return file_data_service_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BlockSyncRequest) GetHeader() *Header {
@@ -3872,7 +4521,7 @@ type BlockSyncReply struct {
 
 func (x *BlockSyncReply) Reset() {
 	*x = BlockSyncReply{}
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4533,7 @@ func (x *BlockSyncReply) String() string {
 func (*BlockSyncReply) ProtoMessage() {}
 
 func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[55]
+	mi := &file_data_service_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4546,7 @@ func (x *BlockSyncReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSyncReply.ProtoReflect.Descriptor instead.
 func (*BlockSyncReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{55}
+	return file_data_service_proto_rawDescGZIP(), []int{62}
 }
 
 type BlockSpaceRequest struct {
@@ -3909,7 +4558,7 @@ type BlockSpaceRequest struct {
 
 func (x *BlockSpaceRequest) Reset() {
 	*x = BlockSpaceRequest{}
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +4570,7 @@ func (x *BlockSpaceRequest) String() string {
 func (*BlockSpaceRequest) ProtoMessage() {}
 
 func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[56]
+	mi := &file_data_service_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4583,7 @@ func (x *BlockSpaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceRequest.ProtoReflect.Descriptor instead.
 func (*BlockSpaceRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{56}
+	return file_data_service_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *BlockSpaceRequest) GetHeader() *Header {
@@ -3956,7 +4605,7 @@ type BlockSpaceReply struct {
 
 func (x *BlockSpaceReply) Reset() {
 	*x = BlockSpaceReply{}
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3968,7 +4617,7 @@ func (x *BlockSpaceReply) String() string {
 func (*BlockSpaceReply) ProtoMessage() {}
 
 func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[57]
+	mi := &file_data_service_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3981,7 +4630,7 @@ func (x *BlockSpaceReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockSpaceReply.ProtoReflect.Descriptor instead.
 func (*BlockSpaceReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{57}
+	return file_data_service_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *BlockSpaceReply) GetFree() int64 {
@@ -4022,7 +4671,7 @@ type BlockHaveRequest struct {
 
 func (x *BlockHaveRequest) Reset() {
 	*x = BlockHaveRequest{}
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4034,7 +4683,7 @@ func (x *BlockHaveRequest) String() string {
 func (*BlockHaveRequest) ProtoMessage() {}
 
 func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[58]
+	mi := &file_data_service_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4047,7 +4696,7 @@ func (x *BlockHaveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveRequest.ProtoReflect.Descriptor instead.
 func (*BlockHaveRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{58}
+	return file_data_service_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *BlockHaveRequest) GetHeader() *Header {
@@ -4073,7 +4722,7 @@ type BlockHaveReply struct {
 
 func (x *BlockHaveReply) Reset() {
 	*x = BlockHaveReply{}
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4085,7 +4734,7 @@ func (x *BlockHaveReply) String() string {
 func (*BlockHaveReply) ProtoMessage() {}
 
 func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[59]
+	mi := &file_data_service_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4098,7 +4747,7 @@ func (x *BlockHaveReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockHaveReply.ProtoReflect.Descriptor instead.
 func (*BlockHaveReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{59}
+	return file_data_service_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *BlockHaveReply) GetSizes() []uint32 {
@@ -4118,7 +4767,7 @@ type BlockFetchRequest struct {
 
 func (x *BlockFetchRequest) Reset() {
 	*x = BlockFetchRequest{}
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4130,7 +4779,7 @@ func (x *BlockFetchRequest) String() string {
 func (*BlockFetchRequest) ProtoMessage() {}
 
 func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[60]
+	mi := &file_data_service_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4143,7 +4792,7 @@ func (x *BlockFetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchRequest.ProtoReflect.Descriptor instead.
 func (*BlockFetchRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{60}
+	return file_data_service_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *BlockFetchRequest) GetHeader() *Header {
@@ -4171,7 +4820,7 @@ type BlockFetch struct {
 
 func (x *BlockFetch) Reset() {
 	*x = BlockFetch{}
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4183,7 +4832,7 @@ func (x *BlockFetch) String() string {
 func (*BlockFetch) ProtoMessage() {}
 
 func (x *BlockFetch) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[61]
+	mi := &file_data_service_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4196,7 +4845,7 @@ func (x *BlockFetch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetch.ProtoReflect.Descriptor instead.
 func (*BlockFetch) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{61}
+	return file_data_service_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BlockFetch) GetBlock() []byte {
@@ -4229,7 +4878,7 @@ type BlockFetchReply struct {
 
 func (x *BlockFetchReply) Reset() {
 	*x = BlockFetchReply{}
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +4890,7 @@ func (x *BlockFetchReply) String() string {
 func (*BlockFetchReply) ProtoMessage() {}
 
 func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[62]
+	mi := &file_data_service_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +4903,7 @@ func (x *BlockFetchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetchReply.ProtoReflect.Descriptor instead.
 func (*BlockFetchReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{62}
+	return file_data_service_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *BlockFetchReply) GetBlocks() []*BlockFetched {
@@ -4274,7 +4923,7 @@ type BlockFetched struct {
 
 func (x *BlockFetched) Reset() {
 	*x = BlockFetched{}
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4286,7 +4935,7 @@ func (x *BlockFetched) String() string {
 func (*BlockFetched) ProtoMessage() {}
 
 func (x *BlockFetched) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[63]
+	mi := &file_data_service_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4299,7 +4948,7 @@ func (x *BlockFetched) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockFetched.ProtoReflect.Descriptor instead.
 func (*BlockFetched) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{63}
+	return file_data_service_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BlockFetched) GetKind() int32 {
@@ -4326,7 +4975,7 @@ type BlockVerifyRequest struct {
 
 func (x *BlockVerifyRequest) Reset() {
 	*x = BlockVerifyRequest{}
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4338,7 +4987,7 @@ func (x *BlockVerifyRequest) String() string {
 func (*BlockVerifyRequest) ProtoMessage() {}
 
 func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[64]
+	mi := &file_data_service_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4351,7 +5000,7 @@ func (x *BlockVerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyRequest.ProtoReflect.Descriptor instead.
 func (*BlockVerifyRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{64}
+	return file_data_service_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *BlockVerifyRequest) GetHeader() *Header {
@@ -4377,7 +5026,7 @@ type BlockVerifyReply struct {
 
 func (x *BlockVerifyReply) Reset() {
 	*x = BlockVerifyReply{}
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4389,7 +5038,7 @@ func (x *BlockVerifyReply) String() string {
 func (*BlockVerifyReply) ProtoMessage() {}
 
 func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[65]
+	mi := &file_data_service_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4402,7 +5051,7 @@ func (x *BlockVerifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockVerifyReply.ProtoReflect.Descriptor instead.
 func (*BlockVerifyReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{65}
+	return file_data_service_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *BlockVerifyReply) GetKinds() []int32 {
@@ -4423,7 +5072,7 @@ type BlockListRequest struct {
 
 func (x *BlockListRequest) Reset() {
 	*x = BlockListRequest{}
-	mi := &file_data_service_proto_msgTypes[66]
+	mi := &file_data_service_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4435,7 +5084,7 @@ func (x *BlockListRequest) String() string {
 func (*BlockListRequest) ProtoMessage() {}
 
 func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[66]
+	mi := &file_data_service_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4448,7 +5097,7 @@ func (x *BlockListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListRequest.ProtoReflect.Descriptor instead.
 func (*BlockListRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{66}
+	return file_data_service_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *BlockListRequest) GetHeader() *Header {
@@ -4482,7 +5131,7 @@ type BlockListReply struct {
 
 func (x *BlockListReply) Reset() {
 	*x = BlockListReply{}
-	mi := &file_data_service_proto_msgTypes[67]
+	mi := &file_data_service_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4494,7 +5143,7 @@ func (x *BlockListReply) String() string {
 func (*BlockListReply) ProtoMessage() {}
 
 func (x *BlockListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[67]
+	mi := &file_data_service_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4507,7 +5156,7 @@ func (x *BlockListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockListReply.ProtoReflect.Descriptor instead.
 func (*BlockListReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{67}
+	return file_data_service_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *BlockListReply) GetBlocks() [][]byte {
@@ -4533,7 +5182,7 @@ type BlockCollectRequest struct {
 
 func (x *BlockCollectRequest) Reset() {
 	*x = BlockCollectRequest{}
-	mi := &file_data_service_proto_msgTypes[68]
+	mi := &file_data_service_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4545,7 +5194,7 @@ func (x *BlockCollectRequest) String() string {
 func (*BlockCollectRequest) ProtoMessage() {}
 
 func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[68]
+	mi := &file_data_service_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4558,7 +5207,7 @@ func (x *BlockCollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectRequest.ProtoReflect.Descriptor instead.
 func (*BlockCollectRequest) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{68}
+	return file_data_service_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *BlockCollectRequest) GetHeader() *Header {
@@ -4577,7 +5226,7 @@ type BlockCollectReply struct {
 
 func (x *BlockCollectReply) Reset() {
 	*x = BlockCollectReply{}
-	mi := &file_data_service_proto_msgTypes[69]
+	mi := &file_data_service_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4589,7 +5238,7 @@ func (x *BlockCollectReply) String() string {
 func (*BlockCollectReply) ProtoMessage() {}
 
 func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_data_service_proto_msgTypes[69]
+	mi := &file_data_service_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4602,7 +5251,7 @@ func (x *BlockCollectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockCollectReply.ProtoReflect.Descriptor instead.
 func (*BlockCollectReply) Descriptor() ([]byte, []int) {
-	return file_data_service_proto_rawDescGZIP(), []int{69}
+	return file_data_service_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *BlockCollectReply) GetDeleted() int64 {
@@ -4913,7 +5562,57 @@ const file_data_service_proto_rawDesc = "" +
 	"\x04what\x18\x01 \x01(\tR\x04what\x12\x14\n" +
 	"\x05where\x18\x02 \x01(\tR\x05where\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x16\n" +
-	"\x06mended\x18\x04 \x01(\bR\x06mended\"\x88\x01\n" +
+	"\x06mended\x18\x04 \x01(\bR\x06mended\"\xd2\x01\n" +
+	"\fDataFileLock\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\x04R\x05owner\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\x04R\x03end\x12\x1c\n" +
+	"\texclusive\x18\x05 \x01(\bR\texclusive\x12\x14\n" +
+	"\x05flock\x18\x06 \x01(\bR\x05flock\x12\x10\n" +
+	"\x03pid\x18\a \x01(\rR\x03pid\x12\x12\n" +
+	"\x04node\x18\b \x01(\x04R\x04node\x12\x18\n" +
+	"\asession\x18\t \x01(\x04R\asession\"\xbf\x02\n" +
+	"\x0fDataLockRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x04R\x06number\x12\x18\n" +
+	"\asettled\x18\x05 \x01(\x04R\asettled\x12!\n" +
+	"\x02op\x18\x06 \x01(\x0e2\x11.dc.v1.DataLockOpR\x02op\x12'\n" +
+	"\x04lock\x18\a \x01(\v2\x13.dc.v1.DataFileLockR\x04lock\x12'\n" +
+	"\x04held\x18\b \x03(\v2\x13.dc.v1.DataFileLockR\x04held\x12\x18\n" +
+	"\awaiting\x18\t \x03(\x04R\awaiting\x12\x14\n" +
+	"\x05place\x18\n" +
+	" \x01(\x04R\x05place\"\xa2\x01\n" +
+	"\rDataLockReply\x12\x18\n" +
+	"\aunknown\x18\x01 \x01(\bR\aunknown\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\agranted\x18\x03 \x01(\bR\agranted\x12\x16\n" +
+	"\x06queued\x18\x04 \x01(\bR\x06queued\x12/\n" +
+	"\bconflict\x18\x05 \x01(\v2\x13.dc.v1.DataFileLockR\bconflict\"\x8c\x02\n" +
+	"\x14DataKeepLocksRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x18\n" +
+	"\asession\x18\x02 \x01(\x04R\asession\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\x04R\asettled\x12\x1a\n" +
+	"\bregister\x18\x05 \x01(\bR\bregister\x12\x14\n" +
+	"\x05claim\x18\x06 \x01(\bR\x05claim\x12\x10\n" +
+	"\x03end\x18\a \x01(\bR\x03end\x12'\n" +
+	"\x04held\x18\b \x03(\v2\x13.dc.v1.DataFileLockR\x04held\x12\x16\n" +
+	"\x06number\x18\t \x01(\x04R\x06number\"T\n" +
+	"\x12DataKeepLocksReply\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05known\x18\x02 \x01(\bR\x05known\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\bR\x04lost\"O\n" +
+	"\x10DataLocksRequest\x12%\n" +
+	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\"\x98\x01\n" +
+	"\x0eDataLocksReply\x12'\n" +
+	"\x04held\x18\x01 \x03(\v2\x13.dc.v1.DataFileLockR\x04held\x12-\n" +
+	"\awaiting\x18\x02 \x03(\v2\x13.dc.v1.DataFileLockR\awaiting\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\amissing\x18\x04 \x01(\x04R\amissing\"\x88\x01\n" +
 	"\x0fBlockPutRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\x12\x14\n" +
 	"\x05block\x18\x02 \x01(\fR\x05block\x12\x10\n" +
@@ -4975,7 +5674,16 @@ const file_data_service_proto_rawDesc = "" +
 	"\x13BlockCollectRequest\x12%\n" +
 	"\x06header\x18\x01 \x01(\v2\r.dc.v1.HeaderR\x06header\"-\n" +
 	"\x11BlockCollectReply\x12\x18\n" +
-	"\adeleted\x18\x01 \x01(\x03R\adeleted2\xeb\v\n" +
+	"\adeleted\x18\x01 \x01(\x03R\adeleted*\xb7\x01\n" +
+	"\n" +
+	"DataLockOp\x12\x1c\n" +
+	"\x18DATA_LOCK_OP_UNSPECIFIED\x10\x00\x12\x14\n" +
+	"\x10DATA_LOCK_OP_TRY\x10\x01\x12\x15\n" +
+	"\x11DATA_LOCK_OP_WAIT\x10\x02\x12\x17\n" +
+	"\x13DATA_LOCK_OP_UNLOCK\x10\x03\x12\x17\n" +
+	"\x13DATA_LOCK_OP_CANCEL\x10\x04\x12\x14\n" +
+	"\x10DATA_LOCK_OP_ASK\x10\x05\x12\x16\n" +
+	"\x12DATA_LOCK_OP_STATE\x10\x062\xda\r\n" +
 	"\x04Data\x128\n" +
 	"\x06Lookup\x12\x18.dc.v1.DataLookupRequest\x1a\x14.dc.v1.DataAttrReply\x124\n" +
 	"\x04Stat\x12\x16.dc.v1.DataStatRequest\x1a\x14.dc.v1.DataAttrReply\x127\n" +
@@ -5002,7 +5710,11 @@ const file_data_service_proto_rawDesc = "" +
 	"\x03Bad\x12\x15.dc.v1.DataBadRequest\x1a\x13.dc.v1.DataBadReply\x124\n" +
 	"\x04Care\x12\x16.dc.v1.DataCareRequest\x1a\x14.dc.v1.DataCareReply\x12>\n" +
 	"\x06Leases\x12\x18.dc.v1.DataLeasesRequest\x1a\x16.dc.v1.DataLeasesReply(\x010\x01\x127\n" +
-	"\x05Check\x12\x17.dc.v1.DataCheckRequest\x1a\x15.dc.v1.DataCheckReply2\xd1\x04\n" +
+	"\x05Check\x12\x17.dc.v1.DataCheckRequest\x1a\x15.dc.v1.DataCheckReply\x124\n" +
+	"\x04Lock\x12\x16.dc.v1.DataLockRequest\x1a\x14.dc.v1.DataLockReply\x129\n" +
+	"\tAwaitLock\x12\x16.dc.v1.DataLockRequest\x1a\x14.dc.v1.DataLockReply\x12C\n" +
+	"\tKeepLocks\x12\x1b.dc.v1.DataKeepLocksRequest\x1a\x19.dc.v1.DataKeepLocksReply\x127\n" +
+	"\x05Locks\x12\x17.dc.v1.DataLocksRequest\x1a\x15.dc.v1.DataLocksReply2\xd1\x04\n" +
 	"\x05Block\x125\n" +
 	"\x03Put\x12\x16.dc.v1.BlockPutRequest\x1a\x14.dc.v1.BlockPutReply(\x01\x126\n" +
 	"\x04Read\x12\x17.dc.v1.BlockReadRequest\x1a\x15.dc.v1.BlockReadReply\x12<\n" +
@@ -5027,211 +5739,238 @@ func file_data_service_proto_rawDescGZIP() []byte {
 	return file_data_service_proto_rawDescData
 }
 
-var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 70)
+var file_data_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_data_service_proto_msgTypes = make([]protoimpl.MessageInfo, 77)
 var file_data_service_proto_goTypes = []any{
-	(*DataAttr)(nil),            // 0: dc.v1.DataAttr
-	(*DataAttrReply)(nil),       // 1: dc.v1.DataAttrReply
-	(*DataGrant)(nil),           // 2: dc.v1.DataGrant
-	(*DataLeasesRequest)(nil),   // 3: dc.v1.DataLeasesRequest
-	(*DataLeasesReply)(nil),     // 4: dc.v1.DataLeasesReply
-	(*DataLookupRequest)(nil),   // 5: dc.v1.DataLookupRequest
-	(*DataStatRequest)(nil),     // 6: dc.v1.DataStatRequest
-	(*DataOpenRequest)(nil),     // 7: dc.v1.DataOpenRequest
-	(*DataExtent)(nil),          // 8: dc.v1.DataExtent
-	(*DataContentRequest)(nil),  // 9: dc.v1.DataContentRequest
-	(*DataContentReply)(nil),    // 10: dc.v1.DataContentReply
-	(*DataListRequest)(nil),     // 11: dc.v1.DataListRequest
-	(*DataEntry)(nil),           // 12: dc.v1.DataEntry
-	(*DataListReply)(nil),       // 13: dc.v1.DataListReply
-	(*DataReadlinkReply)(nil),   // 14: dc.v1.DataReadlinkReply
-	(*DataXattrRequest)(nil),    // 15: dc.v1.DataXattrRequest
-	(*DataXattrReply)(nil),      // 16: dc.v1.DataXattrReply
-	(*DataListXattrReply)(nil),  // 17: dc.v1.DataListXattrReply
-	(*DataSetXattrRequest)(nil), // 18: dc.v1.DataSetXattrRequest
-	(*DataSpaceRequest)(nil),    // 19: dc.v1.DataSpaceRequest
-	(*DataSpaceReply)(nil),      // 20: dc.v1.DataSpaceReply
-	(*DataMakeRequest)(nil),     // 21: dc.v1.DataMakeRequest
-	(*DataLinkRequest)(nil),     // 22: dc.v1.DataLinkRequest
-	(*DataUnlinkRequest)(nil),   // 23: dc.v1.DataUnlinkRequest
-	(*DataRenameRequest)(nil),   // 24: dc.v1.DataRenameRequest
-	(*DataSetAttrRequest)(nil),  // 25: dc.v1.DataSetAttrRequest
-	(*DataLocation)(nil),        // 26: dc.v1.DataLocation
-	(*DataPiece)(nil),           // 27: dc.v1.DataPiece
-	(*DataCommitRequest)(nil),   // 28: dc.v1.DataCommitRequest
-	(*DataAppendRequest)(nil),   // 29: dc.v1.DataAppendRequest
-	(*DataCloneRequest)(nil),    // 30: dc.v1.DataCloneRequest
-	(*DataReportRequest)(nil),   // 31: dc.v1.DataReportRequest
-	(*DataReportReply)(nil),     // 32: dc.v1.DataReportReply
-	(*DataHeldRequest)(nil),     // 33: dc.v1.DataHeldRequest
-	(*DataHeldReply)(nil),       // 34: dc.v1.DataHeldReply
-	(*DataLocateRequest)(nil),   // 35: dc.v1.DataLocateRequest
-	(*DataLocateReply)(nil),     // 36: dc.v1.DataLocateReply
-	(*DataPlace)(nil),           // 37: dc.v1.DataPlace
-	(*DataBadRequest)(nil),      // 38: dc.v1.DataBadRequest
-	(*DataBad)(nil),             // 39: dc.v1.DataBad
-	(*DataBadReply)(nil),        // 40: dc.v1.DataBadReply
-	(*DataCareRequest)(nil),     // 41: dc.v1.DataCareRequest
-	(*DataCareReply)(nil),       // 42: dc.v1.DataCareReply
-	(*DataCopies)(nil),          // 43: dc.v1.DataCopies
-	(*DataStore)(nil),           // 44: dc.v1.DataStore
-	(*DataCheckRequest)(nil),    // 45: dc.v1.DataCheckRequest
-	(*DataCheckReply)(nil),      // 46: dc.v1.DataCheckReply
-	(*DataFinding)(nil),         // 47: dc.v1.DataFinding
-	(*BlockPutRequest)(nil),     // 48: dc.v1.BlockPutRequest
-	(*BlockPutReply)(nil),       // 49: dc.v1.BlockPutReply
-	(*BlockReadRequest)(nil),    // 50: dc.v1.BlockReadRequest
-	(*BlockReadReply)(nil),      // 51: dc.v1.BlockReadReply
-	(*BlockDeleteRequest)(nil),  // 52: dc.v1.BlockDeleteRequest
-	(*BlockDeleteReply)(nil),    // 53: dc.v1.BlockDeleteReply
-	(*BlockSyncRequest)(nil),    // 54: dc.v1.BlockSyncRequest
-	(*BlockSyncReply)(nil),      // 55: dc.v1.BlockSyncReply
-	(*BlockSpaceRequest)(nil),   // 56: dc.v1.BlockSpaceRequest
-	(*BlockSpaceReply)(nil),     // 57: dc.v1.BlockSpaceReply
-	(*BlockHaveRequest)(nil),    // 58: dc.v1.BlockHaveRequest
-	(*BlockHaveReply)(nil),      // 59: dc.v1.BlockHaveReply
-	(*BlockFetchRequest)(nil),   // 60: dc.v1.BlockFetchRequest
-	(*BlockFetch)(nil),          // 61: dc.v1.BlockFetch
-	(*BlockFetchReply)(nil),     // 62: dc.v1.BlockFetchReply
-	(*BlockFetched)(nil),        // 63: dc.v1.BlockFetched
-	(*BlockVerifyRequest)(nil),  // 64: dc.v1.BlockVerifyRequest
-	(*BlockVerifyReply)(nil),    // 65: dc.v1.BlockVerifyReply
-	(*BlockListRequest)(nil),    // 66: dc.v1.BlockListRequest
-	(*BlockListReply)(nil),      // 67: dc.v1.BlockListReply
-	(*BlockCollectRequest)(nil), // 68: dc.v1.BlockCollectRequest
-	(*BlockCollectReply)(nil),   // 69: dc.v1.BlockCollectReply
-	(*Header)(nil),              // 70: dc.v1.Header
+	(DataLockOp)(0),              // 0: dc.v1.DataLockOp
+	(*DataAttr)(nil),             // 1: dc.v1.DataAttr
+	(*DataAttrReply)(nil),        // 2: dc.v1.DataAttrReply
+	(*DataGrant)(nil),            // 3: dc.v1.DataGrant
+	(*DataLeasesRequest)(nil),    // 4: dc.v1.DataLeasesRequest
+	(*DataLeasesReply)(nil),      // 5: dc.v1.DataLeasesReply
+	(*DataLookupRequest)(nil),    // 6: dc.v1.DataLookupRequest
+	(*DataStatRequest)(nil),      // 7: dc.v1.DataStatRequest
+	(*DataOpenRequest)(nil),      // 8: dc.v1.DataOpenRequest
+	(*DataExtent)(nil),           // 9: dc.v1.DataExtent
+	(*DataContentRequest)(nil),   // 10: dc.v1.DataContentRequest
+	(*DataContentReply)(nil),     // 11: dc.v1.DataContentReply
+	(*DataListRequest)(nil),      // 12: dc.v1.DataListRequest
+	(*DataEntry)(nil),            // 13: dc.v1.DataEntry
+	(*DataListReply)(nil),        // 14: dc.v1.DataListReply
+	(*DataReadlinkReply)(nil),    // 15: dc.v1.DataReadlinkReply
+	(*DataXattrRequest)(nil),     // 16: dc.v1.DataXattrRequest
+	(*DataXattrReply)(nil),       // 17: dc.v1.DataXattrReply
+	(*DataListXattrReply)(nil),   // 18: dc.v1.DataListXattrReply
+	(*DataSetXattrRequest)(nil),  // 19: dc.v1.DataSetXattrRequest
+	(*DataSpaceRequest)(nil),     // 20: dc.v1.DataSpaceRequest
+	(*DataSpaceReply)(nil),       // 21: dc.v1.DataSpaceReply
+	(*DataMakeRequest)(nil),      // 22: dc.v1.DataMakeRequest
+	(*DataLinkRequest)(nil),      // 23: dc.v1.DataLinkRequest
+	(*DataUnlinkRequest)(nil),    // 24: dc.v1.DataUnlinkRequest
+	(*DataRenameRequest)(nil),    // 25: dc.v1.DataRenameRequest
+	(*DataSetAttrRequest)(nil),   // 26: dc.v1.DataSetAttrRequest
+	(*DataLocation)(nil),         // 27: dc.v1.DataLocation
+	(*DataPiece)(nil),            // 28: dc.v1.DataPiece
+	(*DataCommitRequest)(nil),    // 29: dc.v1.DataCommitRequest
+	(*DataAppendRequest)(nil),    // 30: dc.v1.DataAppendRequest
+	(*DataCloneRequest)(nil),     // 31: dc.v1.DataCloneRequest
+	(*DataReportRequest)(nil),    // 32: dc.v1.DataReportRequest
+	(*DataReportReply)(nil),      // 33: dc.v1.DataReportReply
+	(*DataHeldRequest)(nil),      // 34: dc.v1.DataHeldRequest
+	(*DataHeldReply)(nil),        // 35: dc.v1.DataHeldReply
+	(*DataLocateRequest)(nil),    // 36: dc.v1.DataLocateRequest
+	(*DataLocateReply)(nil),      // 37: dc.v1.DataLocateReply
+	(*DataPlace)(nil),            // 38: dc.v1.DataPlace
+	(*DataBadRequest)(nil),       // 39: dc.v1.DataBadRequest
+	(*DataBad)(nil),              // 40: dc.v1.DataBad
+	(*DataBadReply)(nil),         // 41: dc.v1.DataBadReply
+	(*DataCareRequest)(nil),      // 42: dc.v1.DataCareRequest
+	(*DataCareReply)(nil),        // 43: dc.v1.DataCareReply
+	(*DataCopies)(nil),           // 44: dc.v1.DataCopies
+	(*DataStore)(nil),            // 45: dc.v1.DataStore
+	(*DataCheckRequest)(nil),     // 46: dc.v1.DataCheckRequest
+	(*DataCheckReply)(nil),       // 47: dc.v1.DataCheckReply
+	(*DataFinding)(nil),          // 48: dc.v1.DataFinding
+	(*DataFileLock)(nil),         // 49: dc.v1.DataFileLock
+	(*DataLockRequest)(nil),      // 50: dc.v1.DataLockRequest
+	(*DataLockReply)(nil),        // 51: dc.v1.DataLockReply
+	(*DataKeepLocksRequest)(nil), // 52: dc.v1.DataKeepLocksRequest
+	(*DataKeepLocksReply)(nil),   // 53: dc.v1.DataKeepLocksReply
+	(*DataLocksRequest)(nil),     // 54: dc.v1.DataLocksRequest
+	(*DataLocksReply)(nil),       // 55: dc.v1.DataLocksReply
+	(*BlockPutRequest)(nil),      // 56: dc.v1.BlockPutRequest
+	(*BlockPutReply)(nil),        // 57: dc.v1.BlockPutReply
+	(*BlockReadRequest)(nil),     // 58: dc.v1.BlockReadRequest
+	(*BlockReadReply)(nil),       // 59: dc.v1.BlockReadReply
+	(*BlockDeleteRequest)(nil),   // 60: dc.v1.BlockDeleteRequest
+	(*BlockDeleteReply)(nil),     // 61: dc.v1.BlockDeleteReply
+	(*BlockSyncRequest)(nil),     // 62: dc.v1.BlockSyncRequest
+	(*BlockSyncReply)(nil),       // 63: dc.v1.BlockSyncReply
+	(*BlockSpaceRequest)(nil),    // 64: dc.v1.BlockSpaceRequest
+	(*BlockSpaceReply)(nil),      // 65: dc.v1.BlockSpaceReply
+	(*BlockHaveRequest)(nil),     // 66: dc.v1.BlockHaveRequest
+	(*BlockHaveReply)(nil),       // 67: dc.v1.BlockHaveReply
+	(*BlockFetchRequest)(nil),    // 68: dc.v1.BlockFetchRequest
+	(*BlockFetch)(nil),           // 69: dc.v1.BlockFetch
+	(*BlockFetchReply)(nil),      // 70: dc.v1.BlockFetchReply
+	(*BlockFetched)(nil),         // 71: dc.v1.BlockFetched
+	(*BlockVerifyRequest)(nil),   // 72: dc.v1.BlockVerifyRequest
+	(*BlockVerifyReply)(nil),     // 73: dc.v1.BlockVerifyReply
+	(*BlockListRequest)(nil),     // 74: dc.v1.BlockListRequest
+	(*BlockListReply)(nil),       // 75: dc.v1.BlockListReply
+	(*BlockCollectRequest)(nil),  // 76: dc.v1.BlockCollectRequest
+	(*BlockCollectReply)(nil),    // 77: dc.v1.BlockCollectReply
+	(*Header)(nil),               // 78: dc.v1.Header
 }
 var file_data_service_proto_depIdxs = []int32{
-	0,  // 0: dc.v1.DataAttrReply.attr:type_name -> dc.v1.DataAttr
-	2,  // 1: dc.v1.DataAttrReply.grant:type_name -> dc.v1.DataGrant
-	0,  // 2: dc.v1.DataAttrReply.fresh:type_name -> dc.v1.DataAttr
-	70, // 3: dc.v1.DataLeasesRequest.header:type_name -> dc.v1.Header
-	70, // 4: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
-	70, // 5: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
-	70, // 6: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
-	70, // 7: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
-	0,  // 8: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
-	8,  // 9: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
-	2,  // 10: dc.v1.DataContentReply.grant:type_name -> dc.v1.DataGrant
-	70, // 11: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
-	0,  // 12: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
-	12, // 13: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
-	2,  // 14: dc.v1.DataListReply.grant:type_name -> dc.v1.DataGrant
-	2,  // 15: dc.v1.DataReadlinkReply.grant:type_name -> dc.v1.DataGrant
-	70, // 16: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
-	70, // 17: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
-	70, // 18: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
-	70, // 19: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
-	70, // 20: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
-	70, // 21: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
-	70, // 22: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
-	70, // 23: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
-	70, // 24: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
-	26, // 25: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
-	27, // 26: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
-	70, // 27: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
-	26, // 28: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
-	70, // 29: dc.v1.DataCloneRequest.header:type_name -> dc.v1.Header
-	70, // 30: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
-	70, // 31: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
-	70, // 32: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
-	37, // 33: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
-	70, // 34: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
-	39, // 35: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
-	70, // 36: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
-	43, // 37: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
-	44, // 38: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
-	70, // 39: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
-	47, // 40: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
-	70, // 41: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
-	70, // 42: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
-	70, // 43: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
-	70, // 44: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
-	70, // 45: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
-	70, // 46: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
-	70, // 47: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
-	61, // 48: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
-	63, // 49: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
-	70, // 50: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
-	70, // 51: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
-	70, // 52: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
-	5,  // 53: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
-	6,  // 54: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
-	7,  // 55: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
-	9,  // 56: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
-	11, // 57: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
-	6,  // 58: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
-	15, // 59: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
-	6,  // 60: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
-	19, // 61: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
-	21, // 62: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
-	22, // 63: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
-	23, // 64: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
-	24, // 65: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
-	25, // 66: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
-	28, // 67: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
-	29, // 68: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
-	30, // 69: dc.v1.Data.Clone:input_type -> dc.v1.DataCloneRequest
-	18, // 70: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
-	15, // 71: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
-	31, // 72: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
-	33, // 73: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
-	35, // 74: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
-	38, // 75: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
-	41, // 76: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
-	3,  // 77: dc.v1.Data.Leases:input_type -> dc.v1.DataLeasesRequest
-	45, // 78: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
-	48, // 79: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
-	50, // 80: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
-	52, // 81: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
-	54, // 82: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
-	56, // 83: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
-	58, // 84: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
-	60, // 85: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
-	64, // 86: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
-	66, // 87: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
-	68, // 88: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
-	1,  // 89: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
-	1,  // 90: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
-	10, // 91: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
-	10, // 92: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
-	13, // 93: dc.v1.Data.List:output_type -> dc.v1.DataListReply
-	14, // 94: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
-	16, // 95: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
-	17, // 96: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
-	20, // 97: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
-	1,  // 98: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
-	1,  // 99: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
-	1,  // 100: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
-	1,  // 101: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
-	1,  // 102: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
-	1,  // 103: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
-	1,  // 104: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
-	1,  // 105: dc.v1.Data.Clone:output_type -> dc.v1.DataAttrReply
-	1,  // 106: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
-	1,  // 107: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
-	32, // 108: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
-	34, // 109: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
-	36, // 110: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
-	40, // 111: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
-	42, // 112: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
-	4,  // 113: dc.v1.Data.Leases:output_type -> dc.v1.DataLeasesReply
-	46, // 114: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
-	49, // 115: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
-	51, // 116: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
-	53, // 117: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
-	55, // 118: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
-	57, // 119: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
-	59, // 120: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
-	62, // 121: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
-	65, // 122: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
-	67, // 123: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
-	69, // 124: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
-	89, // [89:125] is the sub-list for method output_type
-	53, // [53:89] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	1,   // 0: dc.v1.DataAttrReply.attr:type_name -> dc.v1.DataAttr
+	3,   // 1: dc.v1.DataAttrReply.grant:type_name -> dc.v1.DataGrant
+	1,   // 2: dc.v1.DataAttrReply.fresh:type_name -> dc.v1.DataAttr
+	78,  // 3: dc.v1.DataLeasesRequest.header:type_name -> dc.v1.Header
+	78,  // 4: dc.v1.DataLookupRequest.header:type_name -> dc.v1.Header
+	78,  // 5: dc.v1.DataStatRequest.header:type_name -> dc.v1.Header
+	78,  // 6: dc.v1.DataOpenRequest.header:type_name -> dc.v1.Header
+	78,  // 7: dc.v1.DataContentRequest.header:type_name -> dc.v1.Header
+	1,   // 8: dc.v1.DataContentReply.attr:type_name -> dc.v1.DataAttr
+	9,   // 9: dc.v1.DataContentReply.extents:type_name -> dc.v1.DataExtent
+	3,   // 10: dc.v1.DataContentReply.grant:type_name -> dc.v1.DataGrant
+	78,  // 11: dc.v1.DataListRequest.header:type_name -> dc.v1.Header
+	1,   // 12: dc.v1.DataEntry.attr:type_name -> dc.v1.DataAttr
+	13,  // 13: dc.v1.DataListReply.entries:type_name -> dc.v1.DataEntry
+	3,   // 14: dc.v1.DataListReply.grant:type_name -> dc.v1.DataGrant
+	3,   // 15: dc.v1.DataReadlinkReply.grant:type_name -> dc.v1.DataGrant
+	78,  // 16: dc.v1.DataXattrRequest.header:type_name -> dc.v1.Header
+	78,  // 17: dc.v1.DataSetXattrRequest.header:type_name -> dc.v1.Header
+	78,  // 18: dc.v1.DataSpaceRequest.header:type_name -> dc.v1.Header
+	78,  // 19: dc.v1.DataMakeRequest.header:type_name -> dc.v1.Header
+	78,  // 20: dc.v1.DataLinkRequest.header:type_name -> dc.v1.Header
+	78,  // 21: dc.v1.DataUnlinkRequest.header:type_name -> dc.v1.Header
+	78,  // 22: dc.v1.DataRenameRequest.header:type_name -> dc.v1.Header
+	78,  // 23: dc.v1.DataSetAttrRequest.header:type_name -> dc.v1.Header
+	78,  // 24: dc.v1.DataCommitRequest.header:type_name -> dc.v1.Header
+	27,  // 25: dc.v1.DataCommitRequest.blocks:type_name -> dc.v1.DataLocation
+	28,  // 26: dc.v1.DataCommitRequest.pieces:type_name -> dc.v1.DataPiece
+	78,  // 27: dc.v1.DataAppendRequest.header:type_name -> dc.v1.Header
+	27,  // 28: dc.v1.DataAppendRequest.block:type_name -> dc.v1.DataLocation
+	78,  // 29: dc.v1.DataCloneRequest.header:type_name -> dc.v1.Header
+	78,  // 30: dc.v1.DataReportRequest.header:type_name -> dc.v1.Header
+	78,  // 31: dc.v1.DataHeldRequest.header:type_name -> dc.v1.Header
+	78,  // 32: dc.v1.DataLocateRequest.header:type_name -> dc.v1.Header
+	38,  // 33: dc.v1.DataLocateReply.places:type_name -> dc.v1.DataPlace
+	78,  // 34: dc.v1.DataBadRequest.header:type_name -> dc.v1.Header
+	40,  // 35: dc.v1.DataBadRequest.bad:type_name -> dc.v1.DataBad
+	78,  // 36: dc.v1.DataCareRequest.header:type_name -> dc.v1.Header
+	44,  // 37: dc.v1.DataCareReply.copies:type_name -> dc.v1.DataCopies
+	45,  // 38: dc.v1.DataCareReply.stores:type_name -> dc.v1.DataStore
+	78,  // 39: dc.v1.DataCheckRequest.header:type_name -> dc.v1.Header
+	48,  // 40: dc.v1.DataCheckReply.findings:type_name -> dc.v1.DataFinding
+	78,  // 41: dc.v1.DataLockRequest.header:type_name -> dc.v1.Header
+	0,   // 42: dc.v1.DataLockRequest.op:type_name -> dc.v1.DataLockOp
+	49,  // 43: dc.v1.DataLockRequest.lock:type_name -> dc.v1.DataFileLock
+	49,  // 44: dc.v1.DataLockRequest.held:type_name -> dc.v1.DataFileLock
+	49,  // 45: dc.v1.DataLockReply.conflict:type_name -> dc.v1.DataFileLock
+	78,  // 46: dc.v1.DataKeepLocksRequest.header:type_name -> dc.v1.Header
+	49,  // 47: dc.v1.DataKeepLocksRequest.held:type_name -> dc.v1.DataFileLock
+	78,  // 48: dc.v1.DataLocksRequest.header:type_name -> dc.v1.Header
+	49,  // 49: dc.v1.DataLocksReply.held:type_name -> dc.v1.DataFileLock
+	49,  // 50: dc.v1.DataLocksReply.waiting:type_name -> dc.v1.DataFileLock
+	78,  // 51: dc.v1.BlockPutRequest.header:type_name -> dc.v1.Header
+	78,  // 52: dc.v1.BlockReadRequest.header:type_name -> dc.v1.Header
+	78,  // 53: dc.v1.BlockDeleteRequest.header:type_name -> dc.v1.Header
+	78,  // 54: dc.v1.BlockSyncRequest.header:type_name -> dc.v1.Header
+	78,  // 55: dc.v1.BlockSpaceRequest.header:type_name -> dc.v1.Header
+	78,  // 56: dc.v1.BlockHaveRequest.header:type_name -> dc.v1.Header
+	78,  // 57: dc.v1.BlockFetchRequest.header:type_name -> dc.v1.Header
+	69,  // 58: dc.v1.BlockFetchRequest.blocks:type_name -> dc.v1.BlockFetch
+	71,  // 59: dc.v1.BlockFetchReply.blocks:type_name -> dc.v1.BlockFetched
+	78,  // 60: dc.v1.BlockVerifyRequest.header:type_name -> dc.v1.Header
+	78,  // 61: dc.v1.BlockListRequest.header:type_name -> dc.v1.Header
+	78,  // 62: dc.v1.BlockCollectRequest.header:type_name -> dc.v1.Header
+	6,   // 63: dc.v1.Data.Lookup:input_type -> dc.v1.DataLookupRequest
+	7,   // 64: dc.v1.Data.Stat:input_type -> dc.v1.DataStatRequest
+	8,   // 65: dc.v1.Data.Open:input_type -> dc.v1.DataOpenRequest
+	10,  // 66: dc.v1.Data.Content:input_type -> dc.v1.DataContentRequest
+	12,  // 67: dc.v1.Data.List:input_type -> dc.v1.DataListRequest
+	7,   // 68: dc.v1.Data.Readlink:input_type -> dc.v1.DataStatRequest
+	16,  // 69: dc.v1.Data.GetXattr:input_type -> dc.v1.DataXattrRequest
+	7,   // 70: dc.v1.Data.ListXattr:input_type -> dc.v1.DataStatRequest
+	20,  // 71: dc.v1.Data.Space:input_type -> dc.v1.DataSpaceRequest
+	22,  // 72: dc.v1.Data.Make:input_type -> dc.v1.DataMakeRequest
+	23,  // 73: dc.v1.Data.Link:input_type -> dc.v1.DataLinkRequest
+	24,  // 74: dc.v1.Data.Unlink:input_type -> dc.v1.DataUnlinkRequest
+	25,  // 75: dc.v1.Data.Rename:input_type -> dc.v1.DataRenameRequest
+	26,  // 76: dc.v1.Data.SetAttr:input_type -> dc.v1.DataSetAttrRequest
+	29,  // 77: dc.v1.Data.Commit:input_type -> dc.v1.DataCommitRequest
+	30,  // 78: dc.v1.Data.Append:input_type -> dc.v1.DataAppendRequest
+	31,  // 79: dc.v1.Data.Clone:input_type -> dc.v1.DataCloneRequest
+	19,  // 80: dc.v1.Data.SetXattr:input_type -> dc.v1.DataSetXattrRequest
+	16,  // 81: dc.v1.Data.RemoveXattr:input_type -> dc.v1.DataXattrRequest
+	32,  // 82: dc.v1.Data.Report:input_type -> dc.v1.DataReportRequest
+	34,  // 83: dc.v1.Data.Held:input_type -> dc.v1.DataHeldRequest
+	36,  // 84: dc.v1.Data.Locate:input_type -> dc.v1.DataLocateRequest
+	39,  // 85: dc.v1.Data.Bad:input_type -> dc.v1.DataBadRequest
+	42,  // 86: dc.v1.Data.Care:input_type -> dc.v1.DataCareRequest
+	4,   // 87: dc.v1.Data.Leases:input_type -> dc.v1.DataLeasesRequest
+	46,  // 88: dc.v1.Data.Check:input_type -> dc.v1.DataCheckRequest
+	50,  // 89: dc.v1.Data.Lock:input_type -> dc.v1.DataLockRequest
+	50,  // 90: dc.v1.Data.AwaitLock:input_type -> dc.v1.DataLockRequest
+	52,  // 91: dc.v1.Data.KeepLocks:input_type -> dc.v1.DataKeepLocksRequest
+	54,  // 92: dc.v1.Data.Locks:input_type -> dc.v1.DataLocksRequest
+	56,  // 93: dc.v1.Block.Put:input_type -> dc.v1.BlockPutRequest
+	58,  // 94: dc.v1.Block.Read:input_type -> dc.v1.BlockReadRequest
+	60,  // 95: dc.v1.Block.Delete:input_type -> dc.v1.BlockDeleteRequest
+	62,  // 96: dc.v1.Block.Sync:input_type -> dc.v1.BlockSyncRequest
+	64,  // 97: dc.v1.Block.Space:input_type -> dc.v1.BlockSpaceRequest
+	66,  // 98: dc.v1.Block.Have:input_type -> dc.v1.BlockHaveRequest
+	68,  // 99: dc.v1.Block.Fetch:input_type -> dc.v1.BlockFetchRequest
+	72,  // 100: dc.v1.Block.Verify:input_type -> dc.v1.BlockVerifyRequest
+	74,  // 101: dc.v1.Block.List:input_type -> dc.v1.BlockListRequest
+	76,  // 102: dc.v1.Block.Collect:input_type -> dc.v1.BlockCollectRequest
+	2,   // 103: dc.v1.Data.Lookup:output_type -> dc.v1.DataAttrReply
+	2,   // 104: dc.v1.Data.Stat:output_type -> dc.v1.DataAttrReply
+	11,  // 105: dc.v1.Data.Open:output_type -> dc.v1.DataContentReply
+	11,  // 106: dc.v1.Data.Content:output_type -> dc.v1.DataContentReply
+	14,  // 107: dc.v1.Data.List:output_type -> dc.v1.DataListReply
+	15,  // 108: dc.v1.Data.Readlink:output_type -> dc.v1.DataReadlinkReply
+	17,  // 109: dc.v1.Data.GetXattr:output_type -> dc.v1.DataXattrReply
+	18,  // 110: dc.v1.Data.ListXattr:output_type -> dc.v1.DataListXattrReply
+	21,  // 111: dc.v1.Data.Space:output_type -> dc.v1.DataSpaceReply
+	2,   // 112: dc.v1.Data.Make:output_type -> dc.v1.DataAttrReply
+	2,   // 113: dc.v1.Data.Link:output_type -> dc.v1.DataAttrReply
+	2,   // 114: dc.v1.Data.Unlink:output_type -> dc.v1.DataAttrReply
+	2,   // 115: dc.v1.Data.Rename:output_type -> dc.v1.DataAttrReply
+	2,   // 116: dc.v1.Data.SetAttr:output_type -> dc.v1.DataAttrReply
+	2,   // 117: dc.v1.Data.Commit:output_type -> dc.v1.DataAttrReply
+	2,   // 118: dc.v1.Data.Append:output_type -> dc.v1.DataAttrReply
+	2,   // 119: dc.v1.Data.Clone:output_type -> dc.v1.DataAttrReply
+	2,   // 120: dc.v1.Data.SetXattr:output_type -> dc.v1.DataAttrReply
+	2,   // 121: dc.v1.Data.RemoveXattr:output_type -> dc.v1.DataAttrReply
+	33,  // 122: dc.v1.Data.Report:output_type -> dc.v1.DataReportReply
+	35,  // 123: dc.v1.Data.Held:output_type -> dc.v1.DataHeldReply
+	37,  // 124: dc.v1.Data.Locate:output_type -> dc.v1.DataLocateReply
+	41,  // 125: dc.v1.Data.Bad:output_type -> dc.v1.DataBadReply
+	43,  // 126: dc.v1.Data.Care:output_type -> dc.v1.DataCareReply
+	5,   // 127: dc.v1.Data.Leases:output_type -> dc.v1.DataLeasesReply
+	47,  // 128: dc.v1.Data.Check:output_type -> dc.v1.DataCheckReply
+	51,  // 129: dc.v1.Data.Lock:output_type -> dc.v1.DataLockReply
+	51,  // 130: dc.v1.Data.AwaitLock:output_type -> dc.v1.DataLockReply
+	53,  // 131: dc.v1.Data.KeepLocks:output_type -> dc.v1.DataKeepLocksReply
+	55,  // 132: dc.v1.Data.Locks:output_type -> dc.v1.DataLocksReply
+	57,  // 133: dc.v1.Block.Put:output_type -> dc.v1.BlockPutReply
+	59,  // 134: dc.v1.Block.Read:output_type -> dc.v1.BlockReadReply
+	61,  // 135: dc.v1.Block.Delete:output_type -> dc.v1.BlockDeleteReply
+	63,  // 136: dc.v1.Block.Sync:output_type -> dc.v1.BlockSyncReply
+	65,  // 137: dc.v1.Block.Space:output_type -> dc.v1.BlockSpaceReply
+	67,  // 138: dc.v1.Block.Have:output_type -> dc.v1.BlockHaveReply
+	70,  // 139: dc.v1.Block.Fetch:output_type -> dc.v1.BlockFetchReply
+	73,  // 140: dc.v1.Block.Verify:output_type -> dc.v1.BlockVerifyReply
+	75,  // 141: dc.v1.Block.List:output_type -> dc.v1.BlockListReply
+	77,  // 142: dc.v1.Block.Collect:output_type -> dc.v1.BlockCollectReply
+	103, // [103:143] is the sub-list for method output_type
+	63,  // [63:103] is the sub-list for method input_type
+	63,  // [63:63] is the sub-list for extension type_name
+	63,  // [63:63] is the sub-list for extension extendee
+	0,   // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_data_service_proto_init() }
@@ -5247,13 +5986,14 @@ func file_data_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_service_proto_rawDesc), len(file_data_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   70,
+			NumEnums:      1,
+			NumMessages:   77,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_data_service_proto_goTypes,
 		DependencyIndexes: file_data_service_proto_depIdxs,
+		EnumInfos:         file_data_service_proto_enumTypes,
 		MessageInfos:      file_data_service_proto_msgTypes,
 	}.Build()
 	File_data_service_proto = out.File

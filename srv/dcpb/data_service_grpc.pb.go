@@ -48,6 +48,10 @@ const (
 	Data_Care_FullMethodName        = "/dc.v1.Data/Care"
 	Data_Leases_FullMethodName      = "/dc.v1.Data/Leases"
 	Data_Check_FullMethodName       = "/dc.v1.Data/Check"
+	Data_Lock_FullMethodName        = "/dc.v1.Data/Lock"
+	Data_AwaitLock_FullMethodName   = "/dc.v1.Data/AwaitLock"
+	Data_KeepLocks_FullMethodName   = "/dc.v1.Data/KeepLocks"
+	Data_Locks_FullMethodName       = "/dc.v1.Data/Locks"
 )
 
 // DataClient is the client API for Data service.
@@ -87,6 +91,14 @@ type DataClient interface {
 	Leases(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[DataLeasesRequest, DataLeasesReply], error)
 	// Check checks a part of the metadata, or compares it with what the nodes have.
 	Check(ctx context.Context, in *DataCheckRequest, opts ...grpc.CallOption) (*DataCheckReply, error)
+	// Lock takes, asks for or gives up a lock of a file.
+	Lock(ctx context.Context, in *DataLockRequest, opts ...grpc.CallOption) (*DataLockReply, error)
+	// AwaitLock waits a moment for the outcome of a lock that is queued.
+	AwaitLock(ctx context.Context, in *DataLockRequest, opts ...grpc.CallOption) (*DataLockReply, error)
+	// KeepLocks says that a mount is alive; it also registers its session, claims all its locks in a new epoch, or ends the session.
+	KeepLocks(ctx context.Context, in *DataKeepLocksRequest, opts ...grpc.CallOption) (*DataKeepLocksReply, error)
+	// Locks tells who holds and waits for what.
+	Locks(ctx context.Context, in *DataLocksRequest, opts ...grpc.CallOption) (*DataLocksReply, error)
 }
 
 type dataClient struct {
@@ -360,6 +372,46 @@ func (c *dataClient) Check(ctx context.Context, in *DataCheckRequest, opts ...gr
 	return out, nil
 }
 
+func (c *dataClient) Lock(ctx context.Context, in *DataLockRequest, opts ...grpc.CallOption) (*DataLockReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataLockReply)
+	err := c.cc.Invoke(ctx, Data_Lock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) AwaitLock(ctx context.Context, in *DataLockRequest, opts ...grpc.CallOption) (*DataLockReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataLockReply)
+	err := c.cc.Invoke(ctx, Data_AwaitLock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) KeepLocks(ctx context.Context, in *DataKeepLocksRequest, opts ...grpc.CallOption) (*DataKeepLocksReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataKeepLocksReply)
+	err := c.cc.Invoke(ctx, Data_KeepLocks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *dataClient) Locks(ctx context.Context, in *DataLocksRequest, opts ...grpc.CallOption) (*DataLocksReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataLocksReply)
+	err := c.cc.Invoke(ctx, Data_Locks_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // DataServer is the server API for Data service.
 // All implementations must embed UnimplementedDataServer
 // for forward compatibility.
@@ -397,6 +449,14 @@ type DataServer interface {
 	Leases(grpc.BidiStreamingServer[DataLeasesRequest, DataLeasesReply]) error
 	// Check checks a part of the metadata, or compares it with what the nodes have.
 	Check(context.Context, *DataCheckRequest) (*DataCheckReply, error)
+	// Lock takes, asks for or gives up a lock of a file.
+	Lock(context.Context, *DataLockRequest) (*DataLockReply, error)
+	// AwaitLock waits a moment for the outcome of a lock that is queued.
+	AwaitLock(context.Context, *DataLockRequest) (*DataLockReply, error)
+	// KeepLocks says that a mount is alive; it also registers its session, claims all its locks in a new epoch, or ends the session.
+	KeepLocks(context.Context, *DataKeepLocksRequest) (*DataKeepLocksReply, error)
+	// Locks tells who holds and waits for what.
+	Locks(context.Context, *DataLocksRequest) (*DataLocksReply, error)
 	mustEmbedUnimplementedDataServer()
 }
 
@@ -484,6 +544,18 @@ func (UnimplementedDataServer) Leases(grpc.BidiStreamingServer[DataLeasesRequest
 }
 func (UnimplementedDataServer) Check(context.Context, *DataCheckRequest) (*DataCheckReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Check not implemented")
+}
+func (UnimplementedDataServer) Lock(context.Context, *DataLockRequest) (*DataLockReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Lock not implemented")
+}
+func (UnimplementedDataServer) AwaitLock(context.Context, *DataLockRequest) (*DataLockReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitLock not implemented")
+}
+func (UnimplementedDataServer) KeepLocks(context.Context, *DataKeepLocksRequest) (*DataKeepLocksReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method KeepLocks not implemented")
+}
+func (UnimplementedDataServer) Locks(context.Context, *DataLocksRequest) (*DataLocksReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Locks not implemented")
 }
 func (UnimplementedDataServer) mustEmbedUnimplementedDataServer() {}
 func (UnimplementedDataServer) testEmbeddedByValue()              {}
@@ -963,6 +1035,78 @@ func _Data_Check_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Data_Lock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataLockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Lock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Lock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Lock(ctx, req.(*DataLockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_AwaitLock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataLockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).AwaitLock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_AwaitLock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).AwaitLock(ctx, req.(*DataLockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_KeepLocks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataKeepLocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).KeepLocks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_KeepLocks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).KeepLocks(ctx, req.(*DataKeepLocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Data_Locks_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataLocksRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DataServer).Locks(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Data_Locks_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DataServer).Locks(ctx, req.(*DataLocksRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Data_ServiceDesc is the grpc.ServiceDesc for Data service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1069,6 +1213,22 @@ var Data_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Check",
 			Handler:    _Data_Check_Handler,
+		},
+		{
+			MethodName: "Lock",
+			Handler:    _Data_Lock_Handler,
+		},
+		{
+			MethodName: "AwaitLock",
+			Handler:    _Data_AwaitLock_Handler,
+		},
+		{
+			MethodName: "KeepLocks",
+			Handler:    _Data_KeepLocks_Handler,
+		},
+		{
+			MethodName: "Locks",
+			Handler:    _Data_Locks_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

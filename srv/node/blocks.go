@@ -50,6 +50,7 @@ func (n *Node) openData(r *rooms) error {
 	r.kinds[dc.KindData] = data.New(data.Config{
 		Replicas: n.replicas, Deleter: files, Log: n.log,
 		Full:   func() error { return n.directory.allows(fullFiles) },
+		Locks:  func() error { return n.directory.allows(fileLocks) },
 		Leases: func() error { return n.directory.allows(fileLeases) },
 		Care:   data.CareConfig{Stores: files, Members: n.members, Rate: n.cfg.RepairRate, Allowed: func() error { return n.directory.allows(movedBlocks) }},
 	}).Kind()

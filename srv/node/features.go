@@ -17,6 +17,7 @@ var (
 	fullFiles      = feature{"access control lists, clones and files without names in /dc/data", dc.Version{0, 3, 0}}
 	rowsExpire     = feature{"rows with a time to live", dc.Version{0, 3, 0}}
 	kvRanges       = feature{"tables of more than one range", dc.Version{0, 3, 0}}
+	fileLocks      = feature{"locks of files in /dc/data across nodes", dc.Version{0, 4, 0}}
 	topicRetention = feature{"retention of topics", dc.Version{0, 3, 0}}
 	fileLeases     = feature{"leases on files", dc.Version{0, 4, 0}}
 )

@@ -26,7 +26,7 @@ const (
 
 type DataCommand struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 1, or 2: access control lists, files without names, clones, security attributes, and set-id bits of files that are not regular.
+	// 1, or 3: locks of files, or 2: access control lists, files without names, clones, security attributes, and set-id bits of files that are not regular.
 	Version uint32 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	// Who asks; the machine checks permissions at apply.
 	Caller *DataCaller `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
@@ -48,6 +48,8 @@ type DataCommand struct {
 	//	*DataCommand_Forget
 	//	*DataCommand_Relocate
 	//	*DataCommand_Clone
+	//	*DataCommand_LockEpoch
+	//	*DataCommand_LockSession
 	Op            isDataCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -235,6 +237,24 @@ func (x *DataCommand) GetClone() *DataClone {
 	return nil
 }
 
+func (x *DataCommand) GetLockEpoch() *DataLockEpoch {
+	if x != nil {
+		if x, ok := x.Op.(*DataCommand_LockEpoch); ok {
+			return x.LockEpoch
+		}
+	}
+	return nil
+}
+
+func (x *DataCommand) GetLockSession() *DataLockSession {
+	if x != nil {
+		if x, ok := x.Op.(*DataCommand_LockSession); ok {
+			return x.LockSession
+		}
+	}
+	return nil
+}
+
 type isDataCommand_Op interface {
 	isDataCommand_Op()
 }
@@ -291,6 +311,14 @@ type DataCommand_Clone struct {
 	Clone *DataClone `protobuf:"bytes,31,opt,name=clone,proto3,oneof"` // version 2
 }
 
+type DataCommand_LockEpoch struct {
+	LockEpoch *DataLockEpoch `protobuf:"bytes,50,opt,name=lock_epoch,json=lockEpoch,proto3,oneof"` // version 3
+}
+
+type DataCommand_LockSession struct {
+	LockSession *DataLockSession `protobuf:"bytes,51,opt,name=lock_session,json=lockSession,proto3,oneof"` // version 3
+}
+
 func (*DataCommand_Make) isDataCommand_Op() {}
 
 func (*DataCommand_Link) isDataCommand_Op() {}
@@ -316,6 +344,10 @@ func (*DataCommand_Forget) isDataCommand_Op() {}
 func (*DataCommand_Relocate) isDataCommand_Op() {}
 
 func (*DataCommand_Clone) isDataCommand_Op() {}
+
+func (*DataCommand_LockEpoch) isDataCommand_Op() {}
+
+func (*DataCommand_LockSession) isDataCommand_Op() {}
 
 type DataCaller struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1565,6 +1597,104 @@ func (x *DataClone) GetLen() int64 {
 	return 0
 }
 
+// DataLockEpoch begins an epoch of locks: the leader that proposes it knows none and waits for the registered sessions to claim theirs.
+type DataLockEpoch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLockEpoch) Reset() {
+	*x = DataLockEpoch{}
+	mi := &file_data_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLockEpoch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLockEpoch) ProtoMessage() {}
+
+func (x *DataLockEpoch) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLockEpoch.ProtoReflect.Descriptor instead.
+func (*DataLockEpoch) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{19}
+}
+
+// DataLockSession registers a mount's session, or drops it.
+type DataLockSession struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Node          uint64                 `protobuf:"varint,2,opt,name=node,proto3" json:"node,omitempty"`
+	Drop          bool                   `protobuf:"varint,3,opt,name=drop,proto3" json:"drop,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLockSession) Reset() {
+	*x = DataLockSession{}
+	mi := &file_data_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLockSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLockSession) ProtoMessage() {}
+
+func (x *DataLockSession) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLockSession.ProtoReflect.Descriptor instead.
+func (*DataLockSession) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DataLockSession) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *DataLockSession) GetNode() uint64 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *DataLockSession) GetDrop() bool {
+	if x != nil {
+		return x.Drop
+	}
+	return false
+}
+
 // DataResult is what every command answers.
 type DataResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1574,13 +1704,14 @@ type DataResult struct {
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`           // a truncate or purge is not done yet: ask again
 	Gone          uint64                 `protobuf:"varint,5,opt,name=gone,proto3" json:"gone,omitempty"`           // the inode whose last name was removed, if any
 	Moved         []bool                 `protobuf:"varint,20,rep,packed,name=moved,proto3" json:"moved,omitempty"` // of a relocation: which moves took place
+	Epoch         uint64                 `protobuf:"varint,21,opt,name=epoch,proto3" json:"epoch,omitempty"`        // of locks, as of DataLockEpoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DataResult) Reset() {
 	*x = DataResult{}
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +1723,7 @@ func (x *DataResult) String() string {
 func (*DataResult) ProtoMessage() {}
 
 func (x *DataResult) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[19]
+	mi := &file_data_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +1736,7 @@ func (x *DataResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataResult.ProtoReflect.Descriptor instead.
 func (*DataResult) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{19}
+	return file_data_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DataResult) GetInode() *DataInode {
@@ -1650,6 +1781,13 @@ func (x *DataResult) GetMoved() []bool {
 	return nil
 }
 
+func (x *DataResult) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 // DataInode is the stored inode.
 type DataInode struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
@@ -1685,7 +1823,7 @@ type DataInode struct {
 
 func (x *DataInode) Reset() {
 	*x = DataInode{}
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1835,7 @@ func (x *DataInode) String() string {
 func (*DataInode) ProtoMessage() {}
 
 func (x *DataInode) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[20]
+	mi := &file_data_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1848,7 @@ func (x *DataInode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataInode.ProtoReflect.Descriptor instead.
 func (*DataInode) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{20}
+	return file_data_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DataInode) GetIno() uint64 {
@@ -1898,7 +2036,7 @@ type DataDentry struct {
 
 func (x *DataDentry) Reset() {
 	*x = DataDentry{}
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2048,7 @@ func (x *DataDentry) String() string {
 func (*DataDentry) ProtoMessage() {}
 
 func (x *DataDentry) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[21]
+	mi := &file_data_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2061,7 @@ func (x *DataDentry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataDentry.ProtoReflect.Descriptor instead.
 func (*DataDentry) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{21}
+	return file_data_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DataDentry) GetIno() uint64 {
@@ -1951,7 +2089,7 @@ type DataExtent struct {
 
 func (x *DataExtent) Reset() {
 	*x = DataExtent{}
-	mi := &file_data_proto_msgTypes[22]
+	mi := &file_data_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2101,7 @@ func (x *DataExtent) String() string {
 func (*DataExtent) ProtoMessage() {}
 
 func (x *DataExtent) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[22]
+	mi := &file_data_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2114,7 @@ func (x *DataExtent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataExtent.ProtoReflect.Descriptor instead.
 func (*DataExtent) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{22}
+	return file_data_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DataExtent) GetLen() int64 {
@@ -2011,7 +2149,7 @@ type DataBlock struct {
 
 func (x *DataBlock) Reset() {
 	*x = DataBlock{}
-	mi := &file_data_proto_msgTypes[23]
+	mi := &file_data_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2023,7 +2161,7 @@ func (x *DataBlock) String() string {
 func (*DataBlock) ProtoMessage() {}
 
 func (x *DataBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[23]
+	mi := &file_data_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2036,7 +2174,7 @@ func (x *DataBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataBlock.ProtoReflect.Descriptor instead.
 func (*DataBlock) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{23}
+	return file_data_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DataBlock) GetRefs() uint32 {
@@ -2060,6 +2198,51 @@ func (x *DataBlock) GetNodes() []uint64 {
 	return nil
 }
 
+// DataLocks is the stored state of locks: the epoch.
+type DataLocks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataLocks) Reset() {
+	*x = DataLocks{}
+	mi := &file_data_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataLocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataLocks) ProtoMessage() {}
+
+func (x *DataLocks) ProtoReflect() protoreflect.Message {
+	mi := &file_data_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataLocks.ProtoReflect.Descriptor instead.
+func (*DataLocks) Descriptor() ([]byte, []int) {
+	return file_data_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *DataLocks) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type DataUsage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Inodes        int64                  `protobuf:"varint,1,opt,name=inodes,proto3" json:"inodes,omitempty"`
@@ -2071,7 +2254,7 @@ type DataUsage struct {
 
 func (x *DataUsage) Reset() {
 	*x = DataUsage{}
-	mi := &file_data_proto_msgTypes[24]
+	mi := &file_data_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2266,7 @@ func (x *DataUsage) String() string {
 func (*DataUsage) ProtoMessage() {}
 
 func (x *DataUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_data_proto_msgTypes[24]
+	mi := &file_data_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2279,7 @@ func (x *DataUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DataUsage.ProtoReflect.Descriptor instead.
 func (*DataUsage) Descriptor() ([]byte, []int) {
-	return file_data_proto_rawDescGZIP(), []int{24}
+	return file_data_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DataUsage) GetInodes() int64 {
@@ -2125,7 +2308,7 @@ var File_data_proto protoreflect.FileDescriptor
 const file_data_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"data.proto\x12\rdc.command.v1\"\xcc\x06\n" +
+	"data.proto\x12\rdc.command.v1\"\xd0\a\n" +
 	"\vDataCommand\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x121\n" +
 	"\x06caller\x18\x02 \x01(\v2\x19.dc.command.v1.DataCallerR\x06caller\x12\x10\n" +
@@ -2144,7 +2327,10 @@ const file_data_proto_rawDesc = "" +
 	"\x05purge\x18\x13 \x01(\v2\x18.dc.command.v1.DataPurgeH\x00R\x05purge\x123\n" +
 	"\x06forget\x18\x14 \x01(\v2\x19.dc.command.v1.DataForgetH\x00R\x06forget\x129\n" +
 	"\brelocate\x18( \x01(\v2\x1b.dc.command.v1.DataRelocateH\x00R\brelocate\x120\n" +
-	"\x05clone\x18\x1f \x01(\v2\x18.dc.command.v1.DataCloneH\x00R\x05cloneB\x04\n" +
+	"\x05clone\x18\x1f \x01(\v2\x18.dc.command.v1.DataCloneH\x00R\x05clone\x12=\n" +
+	"\n" +
+	"lock_epoch\x182 \x01(\v2\x1c.dc.command.v1.DataLockEpochH\x00R\tlockEpoch\x12C\n" +
+	"\flock_session\x183 \x01(\v2\x1e.dc.command.v1.DataLockSessionH\x00R\vlockSessionB\x04\n" +
 	"\x02op\"H\n" +
 	"\n" +
 	"DataCaller\x12\x10\n" +
@@ -2254,7 +2440,12 @@ const file_data_proto_rawDesc = "" +
 	"\bfrom_off\x18\x02 \x01(\x03R\afromOff\x12\x0e\n" +
 	"\x02to\x18\x03 \x01(\x04R\x02to\x12\x15\n" +
 	"\x06to_off\x18\x04 \x01(\x03R\x05toOff\x12\x10\n" +
-	"\x03len\x18\x05 \x01(\x03R\x03len\"\xac\x01\n" +
+	"\x03len\x18\x05 \x01(\x03R\x03len\"\x0f\n" +
+	"\rDataLockEpoch\"S\n" +
+	"\x0fDataLockSession\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\x04R\x04node\x12\x12\n" +
+	"\x04drop\x18\x03 \x01(\bR\x04drop\"\xc2\x01\n" +
 	"\n" +
 	"DataResult\x12.\n" +
 	"\x05inode\x18\x01 \x01(\v2\x18.dc.command.v1.DataInodeR\x05inode\x12\x18\n" +
@@ -2262,7 +2453,8 @@ const file_data_proto_rawDesc = "" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04more\x18\x04 \x01(\bR\x04more\x12\x12\n" +
 	"\x04gone\x18\x05 \x01(\x04R\x04gone\x12\x14\n" +
-	"\x05moved\x18\x14 \x03(\bR\x05moved\"\xe0\x04\n" +
+	"\x05moved\x18\x14 \x03(\bR\x05moved\x12\x14\n" +
+	"\x05epoch\x18\x15 \x01(\x04R\x05epoch\"\xe0\x04\n" +
 	"\tDataInode\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -2307,7 +2499,9 @@ const file_data_proto_rawDesc = "" +
 	"\tDataBlock\x12\x12\n" +
 	"\x04refs\x18\x01 \x01(\rR\x04refs\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\rR\x04size\x12\x14\n" +
-	"\x05nodes\x18\x03 \x03(\x04R\x05nodes\"K\n" +
+	"\x05nodes\x18\x03 \x03(\x04R\x05nodes\"!\n" +
+	"\tDataLocks\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"K\n" +
 	"\tDataUsage\x12\x16\n" +
 	"\x06inodes\x18\x01 \x01(\x03R\x06inodes\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x10\n" +
@@ -2325,7 +2519,7 @@ func file_data_proto_rawDescGZIP() []byte {
 	return file_data_proto_rawDescData
 }
 
-var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_data_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_data_proto_goTypes = []any{
 	(*DataCommand)(nil),     // 0: dc.command.v1.DataCommand
 	(*DataCaller)(nil),      // 1: dc.command.v1.DataCaller
@@ -2346,12 +2540,15 @@ var file_data_proto_goTypes = []any{
 	(*DataRelocate)(nil),    // 16: dc.command.v1.DataRelocate
 	(*DataMove)(nil),        // 17: dc.command.v1.DataMove
 	(*DataClone)(nil),       // 18: dc.command.v1.DataClone
-	(*DataResult)(nil),      // 19: dc.command.v1.DataResult
-	(*DataInode)(nil),       // 20: dc.command.v1.DataInode
-	(*DataDentry)(nil),      // 21: dc.command.v1.DataDentry
-	(*DataExtent)(nil),      // 22: dc.command.v1.DataExtent
-	(*DataBlock)(nil),       // 23: dc.command.v1.DataBlock
-	(*DataUsage)(nil),       // 24: dc.command.v1.DataUsage
+	(*DataLockEpoch)(nil),   // 19: dc.command.v1.DataLockEpoch
+	(*DataLockSession)(nil), // 20: dc.command.v1.DataLockSession
+	(*DataResult)(nil),      // 21: dc.command.v1.DataResult
+	(*DataInode)(nil),       // 22: dc.command.v1.DataInode
+	(*DataDentry)(nil),      // 23: dc.command.v1.DataDentry
+	(*DataExtent)(nil),      // 24: dc.command.v1.DataExtent
+	(*DataBlock)(nil),       // 25: dc.command.v1.DataBlock
+	(*DataLocks)(nil),       // 26: dc.command.v1.DataLocks
+	(*DataUsage)(nil),       // 27: dc.command.v1.DataUsage
 }
 var file_data_proto_depIdxs = []int32{
 	1,  // 0: dc.command.v1.DataCommand.caller:type_name -> dc.command.v1.DataCaller
@@ -2368,17 +2565,19 @@ var file_data_proto_depIdxs = []int32{
 	14, // 11: dc.command.v1.DataCommand.forget:type_name -> dc.command.v1.DataForget
 	16, // 12: dc.command.v1.DataCommand.relocate:type_name -> dc.command.v1.DataRelocate
 	18, // 13: dc.command.v1.DataCommand.clone:type_name -> dc.command.v1.DataClone
-	7,  // 14: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
-	8,  // 15: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
-	7,  // 16: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
-	15, // 17: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
-	17, // 18: dc.command.v1.DataRelocate.moves:type_name -> dc.command.v1.DataMove
-	20, // 19: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	19, // 14: dc.command.v1.DataCommand.lock_epoch:type_name -> dc.command.v1.DataLockEpoch
+	20, // 15: dc.command.v1.DataCommand.lock_session:type_name -> dc.command.v1.DataLockSession
+	7,  // 16: dc.command.v1.DataCommit.blocks:type_name -> dc.command.v1.DataLocation
+	8,  // 17: dc.command.v1.DataCommit.pieces:type_name -> dc.command.v1.DataPiece
+	7,  // 18: dc.command.v1.DataAppend.block:type_name -> dc.command.v1.DataLocation
+	15, // 19: dc.command.v1.DataForget.blocks:type_name -> dc.command.v1.DataGarbage
+	17, // 20: dc.command.v1.DataRelocate.moves:type_name -> dc.command.v1.DataMove
+	22, // 21: dc.command.v1.DataResult.inode:type_name -> dc.command.v1.DataInode
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_data_proto_init() }
@@ -2400,6 +2599,8 @@ func file_data_proto_init() {
 		(*DataCommand_Forget)(nil),
 		(*DataCommand_Relocate)(nil),
 		(*DataCommand_Clone)(nil),
+		(*DataCommand_LockEpoch)(nil),
+		(*DataCommand_LockSession)(nil),
 	}
 	file_data_proto_msgTypes[2].OneofWrappers = []any{}
 	file_data_proto_msgTypes[6].OneofWrappers = []any{}
@@ -2409,7 +2610,7 @@ func file_data_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_data_proto_rawDesc), len(file_data_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

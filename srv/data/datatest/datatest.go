@@ -28,6 +28,9 @@ import (
 	"missingos/storage/block"
 )
 
+// LockExpiry is how long a session with locks may be silent.
+const LockExpiry = 2 * time.Second
+
 // lease is how long leases on files last.
 const lease = 200 * time.Millisecond
 
@@ -97,7 +100,7 @@ func New(t testing.TB, n int, opts ...Option) *Cluster {
 	for _, opt := range opts {
 		opt(&o)
 	}
-	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, as: map[dc.NodeID]data.Member{}, deaf: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: o.grace, Lease: lease})}
+	c := &Cluster{t: t, cut: map[dc.NodeID]bool{}, stall: map[dc.NodeID]bool{}, as: map[dc.NodeID]data.Member{}, deaf: map[dc.NodeID]bool{}, Service: data.New(data.Config{Grace: o.grace, Lease: lease, LockExpiry: LockExpiry})}
 	c.dir = t.TempDir()
 	for i := range n {
 		id := dc.NodeID(i + 1)

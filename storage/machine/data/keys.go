@@ -16,8 +16,10 @@ const (
 	kindDentry  = 'D' // directory, name -> DataDentry
 	kindGarbage = 'G' // node, block id -> time of deletion
 	kindInode   = 'I' // inode -> DataInode
+	kindEpoch   = 'K' // -> DataLocks
 	kindLink    = 'L' // inode, directory, name -> nothing; only while an inode has several names
 	kindOrphan  = 'P' // inode -> time it lost its last name
+	kindSession = 'S' // session -> DataLockSession
 	kindUsage   = 'U' // -> DataUsage
 	kindXattr   = 'X' // inode, name -> value
 )
@@ -35,6 +37,7 @@ func inoKey(kind byte, ino file.Ino, size int) []byte {
 
 func inodeKey(ino file.Ino) []byte  { return inoKey(kindInode, ino, 0) }
 func orphanKey(ino file.Ino) []byte { return inoKey(kindOrphan, ino, 0) }
+func epochKey() []byte              { return key(0, kindEpoch, 0) }
 func usageKey(slot uint16) []byte   { return key(slot, kindUsage, 0) }
 
 func dentryKey(dir file.Ino, name []byte) []byte {

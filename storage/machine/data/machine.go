@@ -10,15 +10,20 @@ import (
 	"missingos/storage/command"
 )
 
-// Version is the newest version of the commands this machine understands. Commands of [FirstVersion] keep their meaning for ever.
+// Commands of [FirstVersion] keep their meaning for ever. [Version] is what commands about files are proposed in; [LockVersion] is for what keeps account of
+// locks.
 const (
-	Version      = 2
 	FirstVersion = 1
+	Version      = 2
+	LockVersion  = 3
+	newest       = LockVersion
 )
 
 // Needs is the lowest version that c means the same in.
 func Needs(c *command.DataCommand) uint32 {
 	switch op := c.Op.(type) {
+	case *command.DataCommand_LockEpoch, *command.DataCommand_LockSession:
+		return LockVersion
 	case *command.DataCommand_Clone:
 		return 2
 	case *command.DataCommand_Make:
@@ -52,8 +57,8 @@ func (Machine) Apply(tx storage.Tx, body []byte) ([]byte, error) {
 	if err := proto.Unmarshal(body, c); err != nil {
 		panic(fmt.Sprintf("data: command does not decode: %v", err))
 	}
-	if c.Version < FirstVersion || c.Version > Version {
-		panic(fmt.Sprintf("data: command of version %d, this build knows %d", c.Version, Version))
+	if c.Version < FirstVersion || c.Version > newest {
+		panic(fmt.Sprintf("data: command of version %d, this build knows %d", c.Version, newest))
 	}
 	o := &operation{tx: tx, version: c.Version, who: c.GetCaller(), now: c.GetNow()}
 	res, err := o.run(c)
@@ -107,6 +112,10 @@ func (o *operation) run(c *command.DataCommand) (*command.DataResult, error) {
 		return o.relocate(op.Relocate)
 	case *command.DataCommand_Clone:
 		return o.clone(op.Clone)
+	case *command.DataCommand_LockEpoch:
+		return o.lockEpoch()
+	case *command.DataCommand_LockSession:
+		return o.lockSession(op.LockSession)
 	}
 	panic(fmt.Sprintf("data: unknown command %T", c.Op))
 }
