@@ -163,7 +163,7 @@ func (n *inode) committed(commit *file.Commit, attr file.Attr, runs int) {
 
 // newsLocked takes in the outcome of a commit of our own.
 func (n *inode) newsLocked(commit *file.Commit, attr file.Attr) {
-	n.content = after(n.content, commit, attr)
+	n.content = n.content.After(commit, attr)
 	if attr.Version >= n.last.Version {
 		n.last = attr
 	}

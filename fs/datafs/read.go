@@ -128,7 +128,7 @@ func (n *inode) readCommitted(ctx context.Context, c *file.Content, off int64, d
 		return nil
 	}
 	dst = dst[:end-off]
-	if c.InlineOff < end && inlineEnd(c) > off {
+	if c.InlineOff < end && c.InlineEnd() > off {
 		from := max(off, c.InlineOff)
 		copy(dst[from-off:], c.Inline[from-c.InlineOff:])
 	}

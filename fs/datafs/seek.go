@@ -49,8 +49,8 @@ func (n *inode) seek(ctx context.Context, off int64, data bool) (int64, error) {
 			return c.Attr.Size, nil
 		}
 		in, next := false, min(c.To, c.Attr.Size) // whether at is in data, and where that may change
-		if c.InlineOff <= at && at < inlineEnd(c) {
-			in, next = true, min(next, inlineEnd(c))
+		if c.InlineOff <= at && at < c.InlineEnd() {
+			in, next = true, min(next, c.InlineEnd())
 		} else if at < c.InlineOff {
 			next = min(next, c.InlineOff)
 		}

@@ -154,8 +154,9 @@ func (d *Data) Commit(ctx context.Context, c file.Commit) (file.Attr, error) {
 		q.Header = h
 		return s.Commit(ctx, q)
 	})
-	own.end(out, err, nil)
-	return attrOf(out.GetAttr()), err
+	a := attrOf(out.GetAttr())
+	own.end(out, err, func(before *file.Content) *file.Content { return before.After(&c, a) })
+	return a, err
 }
 
 // Append adds data at the end of a file and tells where that was. dc.Conflict as for Commit. After dc.Unavailable the outcome is unknown, and

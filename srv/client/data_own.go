@@ -91,9 +91,9 @@ type named struct {
 	unknown bool // what it names now is not known
 }
 
-// end takes in the outcome: out is the reply, names what it did to names. It gives the entries, under the lock, to update, if that is set, of an inode about which nothing else
-// happened. An unknown outcome makes all leases worthless: the change may still come.
-func (o *ownChange) end(out *dcpb.DataAttrReply, err error, update func(f *cachedFile), names ...named) {
+// end takes in the outcome: out is the reply, names what it did to names. update, if set, makes of the content that the first inode had what it has now; it is called, under the
+// lock, if nothing else happened to it. An unknown outcome makes all leases worthless: the change may still come.
+func (o *ownChange) end(out *dcpb.DataAttrReply, err error, update func(*file.Content) *file.Content, names ...named) {
 	c := o.cache
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,18 +109,39 @@ func (o *ownChange) end(out *dcpb.DataAttrReply, err error, update func(f *cache
 		return
 	}
 	if err == nil && c.conn == o.conn && o.conn != 0 {
+		before := o.contentLocked()
 		o.freshLocked(out)
 		for _, n := range names {
 			o.nameLocked(n)
 		}
-		if update != nil && len(o.inos) > 0 {
-			if b, f := c.busy[o.inos[0]], c.files[o.inos[0]]; f != nil && f.attr != nil && !b.overlapped && !b.revoked && !b.unknown {
-				update(f)
-			}
+		if update != nil && before != nil {
+			o.updateLocked(update(before))
 		}
 		c.trimLocked()
 	}
 	o.leaveLocked()
+}
+
+// contentLocked gives the content of the first inode as it was before the change, if that is known.
+func (o *ownChange) contentLocked() *file.Content {
+	f := o.cache.files[o.inos[0]]
+	switch {
+	case f == nil || f.attr == nil:
+		return nil
+	case f.content == nil && f.attr.Size == 0 && f.attr.Allocated == 0:
+		return &file.Content{Attr: *f.attr, To: unlimitedOffset}
+	}
+	return f.content
+}
+
+// updateLocked keeps content as that of the first inode, if it is known to be of the version that it has now.
+func (o *ownChange) updateLocked(content *file.Content) {
+	c := o.cache
+	b, f := c.busy[o.inos[0]], c.files[o.inos[0]]
+	if content == nil || f == nil || f.attr == nil || b.overlapped || b.revoked || b.unknown || content.Attr.Version != f.attr.Version {
+		return
+	}
+	c.setContentLocked(f, content)
 }
 
 // unknownOutcome tells whether a change that failed so may have been made, or may be yet.
